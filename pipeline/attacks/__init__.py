@@ -1,0 +1,1 @@
+"""Attacks on finished models: a catalogue of compositions, run by one loop."""

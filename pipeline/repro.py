@@ -1,0 +1,177 @@
+"""`dvc repro` with cells in parallel: one process a cell, one device or core each.
+
+DVC runs stages one after another. Here the graph that `dvc dag` prints is walked
+instead, every stage starting as soon as the stages before it are done, each as
+`dvc --wait-for-lock repro --single-item STAGE`; a plain `dvc repro` at the end has
+the last word. Adds speed and nothing else: dvc.lock comes out the same.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import torch
+
+from pipeline import live, machine
+from pipeline.errors import UserError
+from pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
+
+LOGS = live.WORK / "logs"
+Graph = dict[str, set[str]]  # stage -> the stages it waits for, in the order of dvc.yaml
+
+
+def reproduce(p: "Params", jobs: int | None, force: bool) -> int:
+    """Reproduce everything, mirror it to MLflow, print the results; returns the exit status."""
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs: must be at least 1 (got {jobs})")
+    if force:
+        for folder in ("train", "attack", "ablation"):
+            shutil.rmtree(live.WORK / folder, ignore_errors=True)
+    slots = _slots(p, jobs)
+    with live.presence():
+        failed = Scheduler(stage_graph(), slots, force).run()
+        if failed:
+            for stage in failed:
+                print(f"failed: {stage}; log: {LOGS / stage}.log", file=sys.stderr)
+            return 1
+        status = subprocess.run(["dvc", "repro", "--quiet"], check=False).returncode
+    if status == 0:
+        _report()
+    return status
+
+
+def stage_graph() -> Graph:
+    """Every stage with the stages it depends on, as DVC sees them."""
+    order = [line.split()[0] for line in _dvc("stage", "list", "--name-only").splitlines() if line]
+    graph: Graph = {stage: set() for stage in order}
+    for before, after in re.findall(r'"([^"]+)" -> "([^"]+)"', _dvc("dag", "--dot")):
+        graph[after].add(before)
+    return graph
+
+
+@dataclass
+class Running:
+    """A stage at work: its process, log, device slot and start."""
+
+    stage: str
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+    slot: dict[str, str]
+    started: float = field(default_factory=time.monotonic)
+
+
+class Scheduler:
+    """Walks a stage graph with as many processes as there are slots (environments, one a device or core)."""
+
+    def __init__(self, graph: Graph, slots: list[dict[str, str]], force: bool = False) -> None:
+        self.graph, self.free, self.force = graph, slots, force
+        self.waiting = list(graph)
+        self.done: set[str] = set()
+        self.failed: list[str] = []
+        self.running: list[Running] = []
+
+    def run(self) -> list[str]:
+        """Run everything that can run; returns the stages that failed (what waits for them is not run)."""
+        LOGS.mkdir(parents=True, exist_ok=True)
+        previous = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            with Progress("stages", len(self.graph), interval=0) as bar:
+                while self._start() or self.running:
+                    for finished in self._finished():
+                        seconds = time.monotonic() - finished.started
+                        outcome = "failed" if finished.stage in self.failed else "done"
+                        bar.step(f"{finished.stage} {outcome}, {seconds:.1f} s")
+                    time.sleep(0.05)
+        except BaseException:
+            self._stop()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        return self.failed
+
+    def _start(self) -> bool:
+        """Start waiting stages, in the order of dvc.yaml, while slots are free."""
+        ready = [stage for stage in self.waiting if self.graph[stage] <= self.done]
+        for stage in ready[: len(self.free)]:
+            self.waiting.remove(stage)
+            self.running.append(self._launch(stage, self.free.pop()))
+        return bool(ready)
+
+    def _launch(self, stage: str, slot: dict[str, str]) -> Running:
+        log = open(LOGS / f"{stage}.log", "wb")
+        command = ["dvc", "--wait-for-lock", "repro", "--single-item", *(["--force"] if self.force else []), stage]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | slot,
+            start_new_session=True,
+        )
+        return Running(stage, process, log, slot)
+
+    def _finished(self) -> list[Running]:
+        over = [r for r in self.running if r.process.poll() is not None]
+        for r in over:
+            r.log.close()
+            self.running.remove(r)
+            self.free.append(r.slot)
+            if r.process.returncode == 0:
+                self.done.add(r.stage)
+            else:
+                self.failed.append(r.stage)
+                _show_tail(r)
+        return over
+
+    def _stop(self) -> None:
+        """End every running stage with its children."""
+        for r in self.running:
+            os.killpg(r.process.pid, signal.SIGTERM)
+        for r in self.running:
+            r.process.wait()
+            r.log.close()
+
+
+def _slots(p: "Params", jobs: int | None) -> list[dict[str, str]]:
+    """One environment a parallel cell: a GPU each, or a share of the cores."""
+    threads = {"OMP_NUM_THREADS": str(p.runtime.threads)}
+    if machine.resolve(p.runtime.device).type == "cuda":
+        gpus = torch.cuda.device_count()
+        return [threads | {"CUDA_VISIBLE_DEVICES": str(n % gpus)} for n in range(jobs or gpus)]
+    return [threads] * (jobs or max(1, len(os.sched_getaffinity(0)) // p.runtime.threads))
+
+
+def _show_tail(running: Running, lines: int = 12) -> None:
+    text = (LOGS / f"{running.stage}.log").read_text(errors="replace").rstrip().splitlines()
+    print(f"\n{running.stage} failed with status {running.process.returncode}:", file=sys.stderr)
+    print("\n".join(f"    {line}" for line in text[-lines:]), file=sys.stderr)
+
+
+def _report() -> None:
+    """The comparison table and where the figures are."""
+    results = Path("results")
+    print("\n" + (results / "comparison.md").read_text())
+    print("Figures:")
+    for figure in sorted(results.rglob("*.png")):
+        print(f"  {figure}")
+
+
+def _dvc(*arguments: str) -> str:
+    done = subprocess.run(["dvc", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"dvc {' '.join(arguments)}: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,152 @@
+"""Training runs as the files tell them, in the form a tracker wants; knows nothing of any tracker."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from pipeline import live
+from pipeline.files import digest, digest_file, read_csv, read_json
+from pipeline.verdicts import Verdicts
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
+
+RESULTS = Path("results")
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """One (method, seed): its description (run.json), history, and what is finished of it.
+
+    `folder` holds the run's files; `verdicts` is its table, if there is one that belongs to
+    this very checkpoint.
+    """
+
+    description: dict[str, Any]
+    history: Sequence[dict[str, str]]
+    folder: Path
+    metrics: dict[str, Any] = field(default_factory=dict)
+    checkpoint: Path | None = None
+    verdicts: Path | None = None
+
+    @property
+    def method(self) -> str:
+        """Name of the training method."""
+        return self.description["method"]
+
+    @property
+    def seed(self) -> int:
+        """The training seed."""
+        return self.description["seed"]
+
+    @property
+    def key(self) -> str:
+        """Content key: a hash of parameters, data and code."""
+        return self.description["key"]
+
+    @property
+    def parent_key(self) -> str:
+        """Content key shared by the seeds of a method."""
+        kept = ("method", "data", "threat", "model", "train", "method_params", "code")
+        return digest({name: self.description[name] for name in kept})
+
+    @property
+    def verdicts_digest(self) -> str:
+        """Hash of the verdict table."""
+        return digest_file(self.verdicts)
+
+    @property
+    def finished_ms(self) -> int | None:
+        """When training ended, in milliseconds; None (now) where it is not known."""
+        finished = live.recorded(self.key).get("finished")
+        return finished and int(1000 * finished)
+
+    def params(self) -> dict[str, Any]:
+        """Flat parameters under names that every method shares."""
+        d = self.description
+        flat = {"method": d["method"], "seed": d["seed"], "data": d["data"]["name"]}
+        flat |= d["threat"] | {"model": d["model"]["name"], "widths": d["model"]["widths"]}
+        for name, value in d["train"].items():
+            if name == "selection":
+                flat |= {f"selection_{key}": inner for key, inner in value.items()}
+            elif isinstance(value, dict):
+                flat |= value
+            else:
+                flat[name] = value
+        return flat | d["method_params"]
+
+    def tags(self) -> dict[str, str]:
+        """What a run is known by from its first moment."""
+        data = self.description["data"]
+        return {
+            "dataset": data["name"],
+            "dataset_sha256": data["sha256"],
+            "code_sha256": self.description["code"],
+            "dvc_stage": f"train@{self.method}-{self.seed}",
+        }
+
+    def totals(self) -> dict[str, float]:
+        """Numbers about the whole training."""
+        names = ("gradient_evaluations", "gradient_evaluations_per_example_and_epoch", "classifier_parameters")
+        values = {name: self.description[name] for name in names}
+        seconds = live.recorded(self.key).get("seconds")
+        return values | {"selected_epoch": self.metrics["selected_epoch"]} | ({"seconds": seconds} if seconds else {})
+
+    def circumstances(self) -> dict[str, str]:
+        """Commit and machine of the training, or, for outputs that came from a cache, that they did."""
+        facts = live.recorded(self.key)
+        if not facts:
+            return {"adt.origin": "DVC cache"}
+        tags = {f"machine.{name}": value for name, value in facts["machine"].items()}
+        if "commit" in facts:
+            tags |= {"mlflow.source.git.commit": facts["commit"], "git_dirty": str(facts["dirty"]).lower()}
+        return tags | {"adt.origin": "this workspace"}
+
+    def accuracies(self) -> dict[str, float]:
+        """Test accuracies in percent, as `test_ATTACK`."""
+        table = Verdicts.load(self.verdicts)
+        return {f"test_{name}": round(100 * value, 4) for name, value in table.accuracies().items()}
+
+    @staticmethod
+    def spread(runs: Sequence["TrackedRun"]) -> dict[str, float]:
+        """Mean of every accuracy over runs, and with three or more its sample deviation as `..._std`."""
+        tables = [run.accuracies() for run in runs]
+        values = {name: [t[name] for t in tables if name in t] for name in (tables[0] if tables else ())}
+        means = {name: fmean(v) for name, v in values.items()}
+        return means | {f"{name}_std": stdev(v) for name, v in values.items() if len(v) >= 3}
+
+
+def finished_runs(p: "Params") -> Iterator[TrackedRun]:
+    """Every cell of the matrix whose training outputs are complete."""
+    for method in p.matrix.methods:
+        for seed in p.matrix.seeds:
+            folder = Path("runs") / method / f"seed-{seed}"
+            needed = [folder / name for name in ("run.json", "metrics.json", "history.csv", "model.safetensors")]
+            if not all(path.exists() for path in needed):
+                continue
+            verdicts = Path("verdicts") / method / f"seed-{seed}.npz"
+            checkpoint = folder / "model.safetensors"
+            current = verdicts.exists() and Verdicts.load(verdicts).checkpoint == digest_file(checkpoint)
+            yield TrackedRun(
+                read_json(folder / "run.json"),
+                read_csv(folder / "history.csv"),
+                folder,
+                read_json(folder / "metrics.json"),
+                checkpoint,
+                verdicts if current else None,
+            )
+
+
+def unfinished_runs() -> Iterator[TrackedRun]:
+    """Trainings that are under way (or were killed) in the work folder."""
+    for path in sorted(live.WORK.glob("train/*/run.json")):
+        history = path.with_name("history.csv")
+        yield TrackedRun(read_json(path), read_csv(history) if history.exists() else [], path.parent)
+
+
+def result_files() -> list[Path]:
+    """Tables and figures in results/; arrays stay out."""
+    wanted = {".json", ".csv", ".md", ".png", ".html"}
+    return sorted(path for path in RESULTS.rglob("*") if path.suffix in wanted)

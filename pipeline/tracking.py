@@ -1,0 +1,285 @@
+"""MLflow as a mirror of the workspace's files; the only module that imports MLflow.
+
+`sync` reads what stages wrote and creates or completes the runs that are missing.
+Every run carries the tag `adt.key`, a hash of what made it, so a second sync logs
+nothing, and a stage that DVC served from its cache is mirrored like any other.
+"""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# Set by `mlflow run`; with it every run here would try to be that one run.
+PROJECT_RUN = os.environ.pop("MLFLOW_RUN_ID", None)
+
+from mlflow import MlflowClient
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
+
+from pipeline import live, params
+from pipeline.errors import UserError
+from pipeline.files import digest, digest_file
+from pipeline.tracked import TrackedRun, finished_runs, result_files, unfinished_runs
+
+IDLE_SECONDS = 8.0  # how long a follower outlives the last stage: DVC's pauses between stages are shorter
+POLL_SECONDS = 2.0
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or the workspace's own database, where a bare `mlflow ui` looks too."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+
+
+def sync() -> str:
+    """Complete MLflow from the files; returns one line saying what was done."""
+    with live.lock("sync"):
+        mirror = Mirror(params.load())
+        mirror.sync()
+    return f"MLflow: {mirror.created} runs added, {mirror.updated} updated, experiment {mirror.p.preset!r}"
+
+
+def follow() -> None:
+    """Sync whenever files change, until no stage has been at work for `IDLE_SECONDS`. One follower a workspace."""
+    with live.lock("follower", wait=False) as mine:
+        if not mine:
+            return
+        seen, last_present = None, time.monotonic()
+        while time.monotonic() - last_present < IDLE_SECONDS:
+            if live.anyone_present():
+                last_present = time.monotonic()
+            state = _file_state()
+            if state != seen:
+                try:
+                    sync()
+                    seen = state
+                except Exception as error:  # the follower must outlive a file seen half-way or a server that is away
+                    print(f"{time.ctime()}: will try again: {error}", file=sys.stderr, flush=True)
+            time.sleep(POLL_SECONDS)
+
+
+def serve(port: int) -> None:
+    """Become `mlflow ui` on the loopback interface; returns only by exception."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise UserError(f"--port {port}: cannot be used ({error}); choose another") from None
+    print(f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
+    command = ["mlflow", "ui", "--backend-store-uri", tracking_uri(), "--port", str(port), "--workers", "1"]
+    os.execvp(sys.executable, [sys.executable, "-m", *command])
+
+
+class Mirror:
+    """One pass over the files, against one MLflow experiment (named after the preset)."""
+
+    def __init__(self, p: params.Params) -> None:
+        self.p = p
+        self.client = MlflowClient(tracking_uri())
+        self.created = self.updated = 0
+
+    @cached_property
+    def experiment(self) -> str:
+        """Id of the preset's experiment, created at first use."""
+        found = self.client.get_experiment_by_name(self.p.preset)
+        if found is not None:
+            return found.experiment_id
+        local = tracking_uri().startswith("sqlite:")
+        return self.client.create_experiment(self.p.preset, Path("mlruns").absolute().as_uri() if local else None)
+
+    def sync(self) -> None:
+        """Runs that are finished, runs that are training now, their parents, and the results."""
+        runs = list(finished_runs(self.p))
+        done = {run.key for run in runs}
+        runs += [run for run in unfinished_runs() if run.key not in done]
+        parents = {run.parent_key: self._parent(run) for run in runs}
+        for run in runs:
+            self._child(run, parents[run.parent_key])
+        for key, parent in parents.items():
+            self._summarise(parent, [run for run in runs if run.parent_key == key])
+        self._results()
+
+    def _parent(self, run: TrackedRun) -> Run:
+        """The run of a method with given parameters, over all seeds."""
+        shared = {name: value for name, value in run.params().items() if name != "seed"}
+        return self._find(run.parent_key) or self._create(run.method, run.parent_key, "method", shared)
+
+    def _child(self, run: TrackedRun, parent: Run) -> None:
+        """Create or complete the run of one (method, seed)."""
+        found = self._find(run.key) or self._create(
+            f"{run.method} seed {run.seed}",
+            run.key,
+            "run",
+            run.params(),
+            {"mlflow.parentRunId": parent.info.run_id, **run.tags()},
+            [run.description["data"]],
+        )
+        tags, run_id = found.data.tags, found.info.run_id
+        if found.info.status == "FINISHED" and not run.checkpoint:
+            return  # being reproduced: the record stands
+        changed = tags.get("adt.epochs") != str(len(run.history)) and self._history(run_id, run)
+        if run.checkpoint and tags.get("adt.model") is None:
+            self._model(run_id, run)
+            changed = True
+        if run.verdicts and tags.get("adt.verdicts") != run.verdicts_digest:
+            self._evaluation(run_id, run, tags.get("adt.model") or self._tag(run_id, "adt.model"))
+            changed = True
+        if run.checkpoint and found.info.status != "FINISHED":
+            self.client.set_terminated(run_id, "FINISHED", run.finished_ms)
+        self.updated += bool(changed)
+
+    def _history(self, run_id: str, run: TrackedRun) -> bool:
+        """Log the epochs that are not there yet."""
+        logged = self.client.get_metric_history(run_id, "val_robust")
+        last = max((metric.step for metric in logged), default=0)
+        now = int(time.time() * 1000)
+        new = [row for row in run.history if int(row["epoch"]) > last]
+        metrics = [
+            Metric(name, float(value), now, int(row["epoch"]))
+            for row in new
+            for name, value in row.items()
+            if name != "epoch" and value != ""
+        ]
+        for part in _parts(metrics, 900):
+            self.client.log_batch(run_id, metrics=part)
+        self._set_tags(run_id, {"adt.epochs": str(len(run.history))})
+        return bool(new)
+
+    def _model(self, run_id: str, run: TrackedRun) -> None:
+        """The selected checkpoint as a logged model, with run.json beside it."""
+        name = f"{run.method}-seed-{run.seed}-{run.key[:8]}"
+        known = self.client.search_logged_models([self.experiment], f"name = '{name}'")
+        if known:
+            model_id = known[0].model_id
+        else:
+            tags = {"adt.key": run.key, "adt.checkpoint": digest_file(run.checkpoint)}
+            model = self.client.create_logged_model(
+                self.experiment, name, run_id, tags, {k: str(v) for k, v in run.params().items()}, "checkpoint"
+            )
+            model_id = model.model_id
+        for file in ("model.safetensors", "run.json"):
+            self.client.log_model_artifact(model_id, str(run.folder / file))
+        self.client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+        self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=run.metrics["selected_epoch"])])
+        for file in ("history.csv", "run.json"):
+            self.client.log_artifact(run_id, str(run.folder / file))
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, float(value), now, 0) for name, value in run.totals().items()]
+        self.client.log_batch(run_id, metrics=metrics)
+        self._set_tags(run_id, {"adt.model": model_id, **run.circumstances()})
+
+    def _evaluation(self, run_id: str, run: TrackedRun, model_id: str) -> None:
+        """Test accuracies, on the run and on its logged model, with the data they were measured on."""
+        data = run.description["data"]
+        for name, value in run.accuracies().items():
+            self.client.log_metric(
+                run_id,
+                name,
+                value,
+                step=run.metrics["selected_epoch"],
+                model_id=model_id,
+                dataset_name=data["name"],
+                dataset_digest=_dataset_digest(data),
+            )
+        self.client.log_artifact(run_id, str(run.verdicts))
+        self._set_tags(run_id, {"adt.verdicts": run.verdicts_digest})
+
+    def _summarise(self, parent: Run, children: list[TrackedRun]) -> None:
+        """Mean and deviation over the seeds that are evaluated, on the parent."""
+        evaluated = [run for run in children if run.verdicts]
+        values = TrackedRun.spread(evaluated)
+        seeds = ", ".join(str(run.seed) for run in evaluated)
+        if values and (values != parent.data.metrics or parent.data.tags.get("seeds") != seeds):
+            now = int(time.time() * 1000)
+            self.client.log_batch(parent.info.run_id, metrics=[Metric(k, v, now, 0) for k, v in values.items()])
+            self._set_tags(parent.info.run_id, {"seeds": seeds})
+            self.updated += 1
+        if all(run.checkpoint for run in children) and parent.info.status != "FINISHED":
+            self.client.set_terminated(parent.info.run_id, "FINISHED")
+
+    def _results(self) -> None:
+        """One run a state of results/, with its tables and figures as artifacts."""
+        files = result_files()
+        if not (Path("results") / "comparison.json") in files:
+            return
+        key = digest([[str(file), digest_file(file)] for file in files])
+        found = self._find(key)
+        if found is not None and found.info.status == "FINISHED":
+            return
+        run_id = (found or self._create("results", key, "results", {})).info.run_id
+        for file in files:
+            folder = str(file.parent.relative_to("results"))
+            self.client.log_artifact(run_id, str(file), None if folder == "." else folder)
+        self.client.set_terminated(run_id, "FINISHED")
+
+    def _find(self, key: str) -> Run | None:
+        found = self.client.search_runs([self.experiment], f"tags.`adt.key` = '{key}'", max_results=1)
+        return found[0] if found else None
+
+    def _create(
+        self,
+        name: str,
+        key: str,
+        kind: str,
+        shared: dict[str, Any],
+        tags: dict[str, str] | None = None,
+        data: Iterable[dict[str, str]] = (),
+    ) -> Run:
+        """A new run; the key is among its first tags, so that a kill right after this is repaired."""
+        own = {"adt.key": key, "adt.kind": kind, "preset": self.p.preset, **(tags or {})}
+        if PROJECT_RUN:
+            own["adt.project_run"] = PROJECT_RUN
+        run = self.client.create_run(self.experiment, tags=own, run_name=name)
+        self.client.log_batch(run.info.run_id, params=[Param(k, str(v)) for k, v in shared.items()])
+        for description in data:
+            entity = Dataset(description["name"], _dataset_digest(description), "local", f"data/{description['name']}")
+            context = InputTag("mlflow.data.context", "training and evaluation")
+            self.client.log_inputs(run.info.run_id, [DatasetInput(entity, [context])])
+        self.created += 1
+        return self.client.get_run(run.info.run_id)
+
+    def _tag(self, run_id: str, name: str) -> str:
+        return self.client.get_run(run_id).data.tags[name]
+
+    def _set_tags(self, run_id: str, tags: dict[str, str]) -> None:
+        self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+
+def _dataset_digest(data: dict[str, str]) -> str:
+    return data["sha256"][:32]  # MLflow keeps 36 characters
+
+
+def _parts(items: list[Any], size: int) -> Iterable[list[Any]]:
+    return (items[at : at + size] for at in range(0, len(items), size))
+
+
+def _file_state() -> list[tuple[str, int]]:
+    """Names and times of everything that `sync` reads."""
+    watched = [
+        *Path("runs").rglob("metrics.json"),
+        *Path("verdicts").rglob("*.npz"),
+        *live.WORK.glob("train/*/history.csv"),
+        *result_files(),
+    ]
+    state = []
+    for path in watched:
+        try:
+            state.append((str(path), path.stat().st_mtime_ns))
+        except FileNotFoundError:  # DVC removes outputs before it runs a stage
+            continue
+    return sorted(state)

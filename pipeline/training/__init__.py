@@ -1,0 +1,1 @@
+"""The training loop: batches, optimisers, schedules, checkpoints; nothing of any method."""

@@ -1,0 +1,63 @@
+"""Choosing a checkpoint: validation accuracy, natural and under PGD. Test data never come here."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.ascent import ascend, frozen
+from pipeline.losses import cross_entropy
+from pipeline.perturbation import PerturbationSet
+from pipeline.seeding import Stream
+
+if TYPE_CHECKING:
+    from pipeline.params import Selection
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Shares of validation images classified correctly, in [0, 1]."""
+
+    natural: float
+    robust: float
+
+
+def validate(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    settings: "Selection",
+    perturbations: PerturbationSet,
+    stream: Stream,
+    batch_size: int,
+) -> Scores:
+    """Natural and PGD accuracy on the validation images x (N, C, H, W) in [0, 1].
+
+    Every epoch is attacked from the same random starts, so that scores differ by
+    the model alone.
+    """
+    natural = robust = 0
+    index = torch.arange(len(x), device=x.device)
+    with frozen(model) as fast:
+        for part in index.split(batch_size):
+            images, targets = x[part], labels[part]
+            attacked = ascend(
+                fast,
+                images,
+                targets,
+                perturbations.start(images, stream.at(part)),
+                loss=cross_entropy,
+                perturbations=perturbations,
+                steps=settings.steps,
+                step_size=settings.step_size,
+            )
+            natural += correct(model, images, targets)
+            robust += correct(model, attacked, targets)
+    return Scores(natural / len(x), robust / len(x))
+
+
+@torch.no_grad()
+def correct(model: nn.Module, x: Tensor, labels: Tensor) -> int:
+    """How many of the images are classified correctly."""
+    return int((model(x).argmax(1) == labels).sum())

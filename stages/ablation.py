@@ -1,0 +1,98 @@
+"""ablation: ADT_EXP for every (lambda, seed) of a grid, to results/ablation/lambda.{csv,png}."""
+
+from pathlib import Path
+
+from pipeline import machine, params, perturbation, plots
+from pipeline.adversaries.explicit import Explicit
+from pipeline.attacks import loop
+from pipeline.attacks.catalogue import compose
+from pipeline.cell import TRAINING_CODE, Cell
+from pipeline.data.store import load_split
+from pipeline.diversity import describe
+from pipeline.files import digest, digest_code, write_csv
+from pipeline.params import Params
+from pipeline.progress import Progress
+from pipeline.search import count_finished, lambda_grid
+from pipeline.seeding import Stream
+from pipeline.verdicts import NATURAL, Verdicts
+from stages.common import WORK, run_stage
+
+FOLDER = Path("results/ablation")
+STUDY_CODE = (*TRAINING_CODE, "pipeline/attacks", "pipeline/diversity.py", "stages/ablation.py")
+
+
+def main() -> None:
+    """Run or continue the study, then write its table and figure."""
+    p = params.load()
+    device = machine.prepare(p.runtime)
+    settings = p.ablation
+
+    def evaluate(lam: float, seed: int) -> tuple[float, dict[str, float]]:
+        changed = variant(p, lam)
+        cell = Cell(changed, "adt_exp", seed)
+        state = WORK / "ablation" / cell.fingerprint()[:16] / "state.pt"
+        progress, model, adversary = cell.train(device, state)
+        model.load_state_dict(progress.selected)
+        measured = measure(changed, cell, model, adversary, device)
+        state.unlink()
+        state.parent.rmdir()
+        return progress.best.robust, measured
+
+    name, storage = study_name(p), WORK / "ablation" / "study.db"
+    with Progress("lambda ablation", len(settings.lams) * len(settings.seeds)) as bar:
+        bar.start_at(count_finished(storage, name))
+        rows = lambda_grid(
+            settings.lams,
+            settings.seeds,
+            evaluate,
+            storage,
+            name,
+            lambda row: bar.step(f"lambda {row['lam']:g} seed {row['seed']}"),
+        )
+    columns = ["lam", "seed", "val_robust", NATURAL, settings.attack, "worst-case"]
+    write_csv(FOLDER / "lambda.csv", rows, [*columns, "entropy", "adversarial_loss", "diversity"])
+    plots.ablation(rows, settings.attack, FOLDER / "lambda.png")
+
+
+def variant(p: Params, lam: float) -> Params:
+    """The parameters of one point: ADT_EXP with this lambda, for the study's epochs."""
+    exp = p.methods.adt_exp.model_copy(update={"lam": lam})
+    return p.model_copy(
+        update={
+            "methods": p.methods.model_copy(update={"adt_exp": exp}),
+            "train": p.train.model_copy(update={"epochs": p.ablation.epochs}),
+        }
+    )
+
+
+def study_name(p: Params) -> str:
+    """A name that changes with everything a trial depends on, except its lambda and seed."""
+    base = Cell(variant(p, 0.0), "adt_exp", 0).fingerprint()
+    evaluation = [p.evaluation.model_dump(), p.ablation.attack, p.ablation.samples]
+    return f"lambda-{digest([base, evaluation, digest_code(Path(), *STUDY_CODE)])[:32]}"
+
+
+def measure(p: Params, cell: Cell, model, adversary: Explicit, device) -> dict[str, float]:
+    """Test accuracies of a trained model, and what its distributions are like on the test images."""
+    test = load_split(cell.data_folder, "test", device)
+    perturbations = perturbation.build(p.threat.set, p.threat.eps)
+    columns = {
+        name: loop.run(
+            loop.identity if settings is None else compose(settings, p.threat.eps),
+            model,
+            test,
+            perturbations,
+            Stream.of(p.evaluation.seed, "attack", name),
+            p.evaluation.batch_size,
+        )
+        for name, settings in ({NATURAL: None} | dict(p.evaluation.attacks)).items()
+    }
+    verdicts = Verdicts.join(columns, test.y.cpu().numpy(), test.index.cpu().numpy(), "")
+    accuracies = verdicts.accuracies()
+    stream = Stream.of(p.evaluation.seed, "diversity")
+    described = describe(adversary, model, test.x, test.y, p.ablation.samples, stream)
+    return {name: accuracies[name] for name in (NATURAL, p.ablation.attack, "worst-case")} | vars(described)
+
+
+if __name__ == "__main__":
+    run_stage(main)

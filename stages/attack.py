@@ -1,0 +1,89 @@
+"""attack: every attack on one cell's selected checkpoint, to verdicts/METHOD/seed-N.npz."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline import machine, params, perturbation
+from pipeline.attacks import loop
+from pipeline.attacks.catalogue import compose
+from pipeline.cell import fresh_classifier
+from pipeline.data.store import Split, load_meta, load_split
+from pipeline.files import digest, digest_code, digest_file, write_json, write_npz
+from pipeline.params import Params
+from pipeline.progress import Progress
+from pipeline.seeding import Stream
+from pipeline.training.checkpoint import load_weights
+from pipeline.verdicts import NATURAL, Column, Verdicts
+from stages.common import WORK, run_folder, run_stage, verdict_file
+
+# The code a verdict depends on; part of the key under which finished columns are kept.
+EVALUATION_CODE = (
+    "pipeline/ascent.py",
+    "pipeline/attacks",
+    "pipeline/losses.py",
+    "pipeline/models",
+    "pipeline/perturbation.py",
+    "pipeline/seeding.py",
+)
+
+
+def main() -> None:
+    """Attack one checkpoint; columns finished earlier with the same ingredients are read back."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--method", required=True)
+    parser.add_argument("--seed", required=True, type=int)
+    arguments = parser.parse_args()
+    p = params.load()
+    device = machine.prepare(p.runtime)
+    checkpoint = run_folder(arguments.method, arguments.seed) / "model.safetensors"
+    data = Path("data") / p.data.name
+    model = fresh_classifier(p, data, seed=0)
+    load_weights(checkpoint, model)
+    test = load_split(data, "test", device)
+    target = verdict_file(arguments.method, arguments.seed)
+
+    identity = digest_file(checkpoint)
+    cache = WORK / "attack" / identity[:16]
+    common = [
+        p.threat.model_dump(),
+        p.evaluation.batch_size,
+        p.evaluation.seed,
+        load_meta(data)["sha256"],
+        digest_code(Path(), *EVALUATION_CODE),
+        machine.fingerprint(p.runtime),
+    ]
+    attacks = {NATURAL: None} | dict(p.evaluation.attacks)
+    columns = {}
+    with Progress(f"attack {arguments.method} seed {arguments.seed}", len(attacks)) as bar:
+        for name, settings in attacks.items():
+            key = digest([name, settings and settings.model_dump(), *common])
+            columns[name] = _column(cache / f"{key[:32]}.npz", p, name, model.to(device), test)
+            bar.step(f"{name} {1 - columns[name].broken.mean():.3f}")
+
+    verdicts = Verdicts.join(columns, test.y.cpu().numpy(), test.index.cpu().numpy(), identity)
+    verdicts.save(target)
+    write_json(target.with_suffix(".json"), verdicts.accuracies())
+
+
+def _column(cached: Path, p: Params, name: str, model: torch.nn.Module, test: Split) -> Column:
+    """One attack's column, from the work folder if it is there, else computed and kept."""
+    if cached.exists():
+        with np.load(cached) as arrays:
+            return Column(arrays["broken"], arrays["margin"], arrays["norm"])
+    column = loop.run(
+        loop.identity if name == NATURAL else compose(p.evaluation.attacks[name], p.threat.eps),
+        model,
+        test,
+        perturbation.build(p.threat.set, p.threat.eps),
+        Stream.of(p.evaluation.seed, "attack", name),
+        p.evaluation.batch_size,
+    )
+    write_npz(cached, broken=column.broken, margin=column.margin, norm=column.norm)
+    return column
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,45 @@
+"""What every stage does at its edges: one line for a user's mistake, and no orphan processes."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline import live
+from pipeline.errors import UserError
+
+WORK = live.WORK
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run a stage's `main`; a `UserError` becomes one line on stderr and exit status 2."""
+    _die_with_parent()
+    try:
+        with live.presence():
+            main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run_folder(method: str, seed: int) -> Path:
+    """Where the train stage of a cell writes."""
+    return Path("runs") / method / f"seed-{seed}"
+
+
+def verdict_file(method: str, seed: int) -> Path:
+    """Where the attack stage of a cell writes."""
+    return Path("verdicts") / method / f"seed-{seed}.npz"
+
+
+def _die_with_parent() -> None:
+    """On Linux, be terminated when the process that started this one dies (a killed `dvc`)."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(1)

@@ -1,0 +1,78 @@
+"""train: one method with one seed, from data/NAME/ to runs/METHOD/seed-N/."""
+
+import argparse
+import shutil
+import time
+from typing import Any
+
+from pipeline import live, machine, params
+from pipeline.cell import Cell
+from pipeline.data.store import load_meta
+from pipeline.files import digest, write_csv, write_json
+from pipeline.models import count_parameters
+from pipeline.progress import Progress
+from pipeline.training.checkpoint import save_weights
+from pipeline.training.loop import HISTORY_COLUMNS
+from stages.common import WORK, run_folder, run_stage
+
+
+def main() -> None:
+    """Train one cell and write model, last model, adversary, history and run.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--method", required=True)
+    parser.add_argument("--seed", required=True, type=int)
+    arguments = parser.parse_args()
+    p = params.load()
+    cell = Cell(p, arguments.method, arguments.seed)
+    device = machine.prepare(p.runtime)
+    description = cell.description()
+    work = WORK / "train" / cell.fingerprint()[:16]
+    key, started = digest(description), time.monotonic()
+    write_json(work / "run.json", {"key": key, **description})
+
+    with Progress(f"{cell.method} seed {cell.seed}", p.train.epochs) as bar:
+
+        def on_epoch(history: list[dict[str, Any]]) -> None:
+            bar.start_at(len(history) - 1) if bar.done < len(history) - 1 else None
+            write_csv(work / "history.csv", history, HISTORY_COLUMNS)
+            row = history[-1]
+            bar.step(
+                f"loss {row['train_loss']:.3f}, validation natural {row['val_natural']:.3f}"
+                f" robust {row['val_robust']:.3f}"
+            )
+
+        progress, model, adversary = cell.train(device, work / "state.pt", on_epoch)
+
+    folder = run_folder(cell.method, cell.seed)
+    save_weights(folder / "model.safetensors", progress.selected)
+    save_weights(folder / "last.safetensors", model.state_dict())
+    save_weights(folder / "adversary.safetensors", adversary.state_dict())
+    write_csv(folder / "history.csv", progress.history, HISTORY_COLUMNS)
+    evaluations = adversary.gradient_evaluations + 1
+    write_json(
+        folder / "run.json",
+        {
+            "key": key,
+            **description,
+            "gradient_evaluations_per_example_and_epoch": evaluations,
+            "gradient_evaluations": evaluations
+            * len(progress.history)
+            * load_meta(cell.data_folder)["counts"]["train"],
+            "classifier_parameters": count_parameters(model),
+            "adversary_parameters": count_parameters(adversary),
+        },
+    )
+    write_json(
+        folder / "metrics.json",
+        {
+            "selected_epoch": progress.selected_epoch,
+            "val_natural": progress.best.natural,
+            "val_robust": progress.best.robust,
+        },
+    )
+    live.record(key, live.circumstances(time.monotonic() - started, machine.fingerprint(p.runtime)))
+    shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    run_stage(main)
