@@ -24,7 +24,7 @@ Key = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 class Section(BaseModel):
     """A group of keys: unknown keys and values of the wrong type are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Split(Section):

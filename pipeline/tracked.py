@@ -58,10 +58,18 @@ class TrackedRun:
         return digest_file(self.verdicts)
 
     @property
+    def started_ms(self) -> int | None:
+        """When training began, in milliseconds since 1970; None (now) where it is not known."""
+        if self.checkpoint is None:
+            return int(1000 * (self.folder / "run.json").stat().st_mtime)
+        facts = live.recorded(self.key)
+        return int(1000 * (facts["finished"] - facts["seconds"])) if facts else None
+
+    @property
     def finished_ms(self) -> int | None:
-        """When training ended, in milliseconds; None (now) where it is not known."""
-        finished = live.recorded(self.key).get("finished")
-        return finished and int(1000 * finished)
+        """When training ended, likewise."""
+        facts = live.recorded(self.key)
+        return int(1000 * facts["finished"]) if facts else None
 
     def params(self) -> dict[str, Any]:
         """Flat parameters under names that every method shares."""
@@ -84,7 +92,8 @@ class TrackedRun:
             "dataset": data["name"],
             "dataset_sha256": data["sha256"],
             "code_sha256": self.description["code"],
-            "dvc_stage": f"train@{self.method}-{self.seed}",
+            "mlflow.source.name": f"dvc repro train@{self.method}-{self.seed}",
+            "mlflow.source.type": "LOCAL",
         }
 
     def totals(self) -> dict[str, float]:
@@ -109,13 +118,12 @@ class TrackedRun:
         table = Verdicts.load(self.verdicts)
         return {f"test_{name}": round(100 * value, 4) for name, value in table.accuracies().items()}
 
-    @staticmethod
-    def spread(runs: Sequence["TrackedRun"]) -> dict[str, float]:
-        """Mean of every accuracy over runs, and with three or more its sample deviation as `..._std`."""
-        tables = [run.accuracies() for run in runs]
-        values = {name: [t[name] for t in tables if name in t] for name in (tables[0] if tables else ())}
-        means = {name: fmean(v) for name, v in values.items()}
-        return means | {f"{name}_std": stdev(v) for name, v in values.items() if len(v) >= 3}
+
+def spread(tables: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of every metric over runs, and with three or more its sample deviation as `..._std`."""
+    values = {name: [t[name] for t in tables if name in t] for name in (tables[0] if tables else ())}
+    means = {name: fmean(v) for name, v in values.items()}
+    return means | {f"{name}_std": stdev(v) for name, v in values.items() if len(v) >= 3}
 
 
 def finished_runs(p: "Params") -> Iterator[TrackedRun]:

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# A server that is away is found out in seconds, not in MLflow's default of over a minute.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 # Set by `mlflow run`; with it every run here would try to be that one run.
 PROJECT_RUN = os.environ.pop("MLFLOW_RUN_ID", None)
 
@@ -34,7 +37,7 @@ from mlflow.entities import (
 from pipeline import live, params
 from pipeline.errors import UserError
 from pipeline.files import digest, digest_file
-from pipeline.tracked import TrackedRun, finished_runs, result_files, unfinished_runs
+from pipeline.tracked import TrackedRun, finished_runs, result_files, spread, unfinished_runs
 
 IDLE_SECONDS = 8.0  # how long a follower outlives the last stage: DVC's pauses between stages are shorter
 POLL_SECONDS = 2.0
@@ -45,11 +48,14 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
 
 
-def sync() -> str:
-    """Complete MLflow from the files; returns one line saying what was done."""
+def sync(results: bool = True) -> str:
+    """Complete MLflow from the files; returns one line saying what was done.
+
+    `results` also logs the state of results/, which is worth a run only between reproductions.
+    """
     with live.lock("sync"):
         mirror = Mirror(params.load())
-        mirror.sync()
+        mirror.sync(results)
     return f"MLflow: {mirror.created} runs added, {mirror.updated} updated, experiment {mirror.p.preset!r}"
 
 
@@ -65,11 +71,12 @@ def follow() -> None:
             state = _file_state()
             if state != seen:
                 try:
-                    sync()
+                    sync(results=False)
                     seen = state
                 except Exception as error:  # the follower must outlive a file seen half-way or a server that is away
                     print(f"{time.ctime()}: will try again: {error}", file=sys.stderr, flush=True)
             time.sleep(POLL_SECONDS)
+        sync()
 
 
 def serve(port: int) -> None:
@@ -100,9 +107,13 @@ class Mirror:
         if found is not None:
             return found.experiment_id
         local = tracking_uri().startswith("sqlite:")
-        return self.client.create_experiment(self.p.preset, Path("mlruns").absolute().as_uri() if local else None)
+        return self.client.create_experiment(
+            self.p.preset,
+            Path("mlruns").absolute().as_uri() if local else None,
+            {"mlflow.experimentKind": "custom_model_development"},  # opens the pages for training runs
+        )
 
-    def sync(self) -> None:
+    def sync(self, results: bool) -> None:
         """Runs that are finished, runs that are training now, their parents, and the results."""
         runs = list(finished_runs(self.p))
         done = {run.key for run in runs}
@@ -111,8 +122,10 @@ class Mirror:
         for run in runs:
             self._child(run, parents[run.parent_key])
         for key, parent in parents.items():
-            self._summarise(parent, [run for run in runs if run.parent_key == key])
-        self._results()
+            training = any(run.parent_key == key and not run.checkpoint for run in runs)
+            self._summarise(parent, training)
+        if results:
+            self._results()
 
     def _parent(self, run: TrackedRun) -> Run:
         """The run of a method with given parameters, over all seeds."""
@@ -128,6 +141,7 @@ class Mirror:
             run.params(),
             {"mlflow.parentRunId": parent.info.run_id, **run.tags()},
             [run.description["data"]],
+            run.started_ms,
         )
         tags, run_id = found.data.tags, found.info.run_id
         if found.info.status == "FINISHED" and not run.checkpoint:
@@ -175,7 +189,9 @@ class Mirror:
         for file in ("model.safetensors", "run.json"):
             self.client.log_model_artifact(model_id, str(run.folder / file))
         self.client.finalize_logged_model(model_id, LoggedModelStatus.READY)
-        self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=run.metrics["selected_epoch"])])
+        linked = self.client.get_run(run_id).outputs.model_outputs
+        if model_id not in [output.model_id for output in linked]:
+            self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=run.metrics["selected_epoch"])])
         for file in ("history.csv", "run.json"):
             self.client.log_artifact(run_id, str(run.folder / file))
         now = int(time.time() * 1000)
@@ -199,23 +215,26 @@ class Mirror:
         self.client.log_artifact(run_id, str(run.verdicts))
         self._set_tags(run_id, {"adt.verdicts": run.verdicts_digest})
 
-    def _summarise(self, parent: Run, children: list[TrackedRun]) -> None:
-        """Mean and deviation over the seeds that are evaluated, on the parent."""
-        evaluated = [run for run in children if run.verdicts]
-        values = TrackedRun.spread(evaluated)
-        seeds = ", ".join(str(run.seed) for run in evaluated)
+    def _summarise(self, parent: Run, training: bool) -> None:
+        """Mean and deviation over the matrix's seeds that are evaluated, on the parent."""
+        mine = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+        wanted = {str(seed) for seed in self.p.matrix.seeds}
+        runs = self.client.search_runs([self.experiment], mine, max_results=1000)
+        runs = [r for r in runs if r.data.params["seed"] in wanted and "adt.verdicts" in r.data.tags]
+        values = spread([{k: v for k, v in r.data.metrics.items() if k.startswith("test_")} for r in runs])
+        seeds = ", ".join(sorted((r.data.params["seed"] for r in runs), key=int))
         if values and (values != parent.data.metrics or parent.data.tags.get("seeds") != seeds):
             now = int(time.time() * 1000)
             self.client.log_batch(parent.info.run_id, metrics=[Metric(k, v, now, 0) for k, v in values.items()])
             self._set_tags(parent.info.run_id, {"seeds": seeds})
             self.updated += 1
-        if all(run.checkpoint for run in children) and parent.info.status != "FINISHED":
+        if not training and parent.info.status != "FINISHED":
             self.client.set_terminated(parent.info.run_id, "FINISHED")
 
     def _results(self) -> None:
         """One run a state of results/, with its tables and figures as artifacts."""
         files = result_files()
-        if not (Path("results") / "comparison.json") in files:
+        if (Path("results") / "comparison.json") not in files:
             return
         key = digest([[str(file), digest_file(file)] for file in files])
         found = self._find(key)
@@ -239,12 +258,13 @@ class Mirror:
         shared: dict[str, Any],
         tags: dict[str, str] | None = None,
         data: Iterable[dict[str, str]] = (),
+        started_ms: int | None = None,
     ) -> Run:
         """A new run; the key is among its first tags, so that a kill right after this is repaired."""
         own = {"adt.key": key, "adt.kind": kind, "preset": self.p.preset, **(tags or {})}
         if PROJECT_RUN:
             own["adt.project_run"] = PROJECT_RUN
-        run = self.client.create_run(self.experiment, tags=own, run_name=name)
+        run = self.client.create_run(self.experiment, started_ms, own, name)
         self.client.log_batch(run.info.run_id, params=[Param(k, str(v)) for k, v in shared.items()])
         for description in data:
             entity = Dataset(description["name"], _dataset_digest(description), "local", f"data/{description['name']}")

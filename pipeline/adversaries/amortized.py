@@ -23,7 +23,8 @@ from pipeline.perturbation import PerturbationSet, onto_images
 from pipeline.seeding import Noise
 
 if TYPE_CHECKING:
-    from pipeline.params import Amortized, AmortizedImplicit as ImplicitSettings
+    from pipeline.params import Amortized
+    from pipeline.params import AmortizedImplicit as ImplicitSettings
 
 _BETAS = (0.5, 0.999)  # Adam of the generator, as released; the encoder keeps torch's default
 

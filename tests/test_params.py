@@ -1,0 +1,145 @@
+"""The schema of params.yaml: what it accepts, and how it says no."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import params, presets
+from pipeline.errors import UserError
+from pipeline.yaml_files import read_yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def digits(**changes: Any) -> dict[str, Any]:
+    """The digits preset with dotted keys replaced; a value of `...` removes the key."""
+    values = read_yaml(ROOT / "presets/digits.yaml")
+    for key, value in changes.items():
+        place = values
+        *parents, last = key.split(".")
+        for part in parents:
+            place = place[part]
+        if value is ...:
+            del place[last]
+        else:
+            place[last] = value
+    return values
+
+
+def complaint(**changes: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        params.parse(digits(**changes), "params.yaml")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_is_valid_and_names_itself(path: Path) -> None:
+    assert params.load(path).preset == path.stem
+
+
+def test_the_committed_params_are_the_digits_preset() -> None:
+    assert (ROOT / "params.yaml").read_text() == (ROOT / "presets/digits.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"methods.adt_exp.lamda": 1}, "methods.adt_exp.lamda: unknown key; allowed here: lam, steps"),
+        ({"evaluation.attacks.fgsm.step": 1}, "evaluation.attacks.fgsm.step: unknown key; allowed here: family"),
+        ({"trian": {}}, "trian: unknown key; allowed here: preset, data"),
+        ({"threat.eps": -0.1}, "threat.eps: input should be greater than 0 (got -0.1)"),
+        ({"threat.eps": "8/255"}, "threat.eps: input should be a valid number (got '8/255')"),
+        ({"threat.eps": float("nan")}, "threat.eps: input should be a finite number (got nan)"),
+        ({"threat.eps": float("inf")}, "threat.eps: input should be a finite number (got inf)"),
+        ({"threat.set": "l1"}, "threat.set: input should be 'linf' or 'l2' (got 'l1')"),
+        ({"train.epochs": 0}, "train.epochs: input should be greater than or equal to 1 (got 0)"),
+        ({"train.epochs": 2.5}, "train.epochs: input should be a valid integer"),
+        ({"train.batch_size": ...}, "train.batch_size: field required"),
+        ({"matrix.methods": ["at_pgd", "at_pdg"]}, "matrix.methods.1: input should be 'at_pgd', 'adt_exp'"),
+        ({"matrix.seeds": [0, 1, 0]}, "matrix: seeds must be distinct, but 0 stands there twice"),
+        ({"matrix.seeds": []}, "matrix.seeds: list should have at least 1 item"),
+        ({"matrix.seeds": [-1]}, "matrix.seeds.0: input should be greater than or equal to 0 (got -1)"),
+        ({"ablation.lams": [0.1, 1.0]}, "ablation: lams must contain 0"),
+        ({"ablation.attack": "pgd-7"}, "ablation.attack: 'pgd-7' is not one of evaluation.attacks (fgsm, pgd-10"),
+        ({"comparison.reference": "at_fgsm"}, "comparison.reference: input should be 'at_pgd'"),
+        ({"matrix.methods": ["adt_exp"]}, "comparison.reference: 'at_pgd' is not one of matrix.methods (adt_exp)"),
+        ({"evaluation.attacks.cw-30.confidence": ...}, "evaluation.attacks.cw-30: family cw needs confidence"),
+        ({"evaluation.attacks.pgd-10.momentum": 1.0}, "evaluation.attacks.pgd-10: family pgd takes no momentum"),
+        ({"evaluation.attacks.worst-case": {"family": "fgsm"}}, "evaluation: attacks: 'worst-case' is always"),
+    ],
+)
+def test_wrong_values_are_named_with_what_is_allowed(changes: dict[str, Any], said: str) -> None:
+    message = complaint(**changes)
+    assert message.startswith(f"params.yaml: {said}")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("preset: [1\n", "params.yaml, line 2: not valid YAML"),
+        ("just words\n", "params.yaml: expected keys and values, found str"),
+        ("preset: a\npreset: b\n", "params.yaml, line 2: not valid YAML"),
+        ("", "params.yaml: expected keys and values, found NoneType"),
+    ],
+)
+def test_files_that_are_not_parameters(tmp_path: Path, text: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(text)
+    with pytest.raises(UserError, match="params.yaml") as caught:
+        params.load()
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), st.lists))
+@settings(max_examples=60, deadline=None)
+def test_no_value_of_any_kind_ends_in_anything_but_params_or_a_line(value: Any) -> None:
+    for key in ("threat", "threat.eps", "matrix.seeds", "evaluation.attacks", "methods.adt_exp.accumulate"):
+        try:
+            params.parse(digits(**{key: value}), "params.yaml")
+        except UserError as error:
+            assert len(str(error).splitlines()) == 1
+
+
+def test_overrides_are_written_into_the_header_and_into_their_places() -> None:
+    text = presets.render("digits", ["methods.adt_exp.lam=0.1", "matrix.seeds=[4, 5]"])
+    assert text.splitlines()[0] == "# Overrides: methods.adt_exp.lam=0.1 matrix.seeds=[4, 5]"
+    assert "# Keys, ranges and meanings" in text, "comments survive"
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    path = tmp_path / "params.yaml"
+    presets.use("digits", ["methods.adt_exp.lam=0.1"], path)
+    return path
+
+
+def test_differences_name_key_preset_value_and_own_value(target: Path) -> None:
+    assert presets.differences(target, None) == ["methods.adt_exp.lam: 0.01 -> 0.1"]
+    assert "preset: smoke -> digits" in presets.differences(target, "smoke")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "said"),
+    [
+        ("digit", [], "preset 'digit': no such preset; there are: digits, smoke"),
+        ("../digits", [], "no such preset"),
+        ("digits", ["lam"], "--set lam: expected KEY=VALUE"),
+        ("digits", ["methods.adt_exp.lambda=1"], "no key 'lambda'; there are: lam, steps"),
+        ("digits", ["seeds.0=1"], "no key 'seeds'; there are: preset, data"),
+        ("digits", ["threat.eps=-1"], "threat.eps: input should be greater than 0 (got -1)"),
+        ("digits", ["threat.eps=[1"], "not valid YAML"),
+    ],
+)
+def test_a_wrong_preset_or_override_leaves_the_file_alone(
+    target: Path, name: str, overrides: list[str], said: str
+) -> None:
+    before = target.read_bytes()
+    with pytest.raises(UserError) as caught:
+        presets.use(name, overrides, target)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert target.read_bytes() == before

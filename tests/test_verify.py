@@ -1,0 +1,46 @@
+"""Holding a reproduction against the record: to the byte on the same machine, by tolerance elsewhere."""
+
+from typing import Any
+
+import pytest
+
+from pipeline.verify import distant_accuracies, unequal_outputs
+
+
+def lock(**md5s: str) -> dict[str, Any]:
+    return {"stages": {"s": {"cmd": "x", "outs": [{"path": path, "md5": md5} for path, md5 in md5s.items()]}}}
+
+
+def comparison(**means: float) -> dict[str, Any]:
+    return {"methods": {method: {"pgd-20": {"mean": mean}} for method, mean in means.items()}}
+
+
+def test_equal_locks_have_no_unequal_outputs() -> None:
+    assert unequal_outputs(lock(a="1", b="2"), lock(a="1", b="2")) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (lock(a="1", b="3"), "b: 3, recorded 2"),
+        (lock(a="1"), "b: missing, recorded 2"),
+        (lock(a="1", b="2", c="4"), "c: 4, recorded nothing"),
+    ],
+)
+def test_every_difference_of_outputs_is_named(found: dict[str, Any], said: str) -> None:
+    assert unequal_outputs(lock(a="1", b="2"), found) == [said]
+
+
+def test_accuracies_within_the_tolerance_agree_and_beyond_it_do_not() -> None:
+    recorded = comparison(at_pgd=60.0, adt_exp=55.0)
+    assert distant_accuracies(recorded, comparison(at_pgd=61.9, adt_exp=53.1), 2.0) == []
+    assert distant_accuracies(recorded, comparison(at_pgd=62.1, adt_exp=55.0), 2.0) == [
+        "at_pgd pgd-20: 62.1, recorded 60.0"
+    ]
+
+
+def test_a_method_that_is_missing_on_either_side_is_named() -> None:
+    assert distant_accuracies(comparison(a=1.0), comparison(b=1.0), 5) == [
+        "a pgd-20: None, recorded 1.0",
+        "b pgd-20: 1.0, recorded None",
+    ]
