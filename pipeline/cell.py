@@ -25,8 +25,11 @@ TRAINING_CODE = (
     "pipeline/adversaries",
     "pipeline/ascent.py",
     "pipeline/cell.py",
+    "pipeline/data/__init__.py",
     "pipeline/data/store.py",
+    "pipeline/files.py",
     "pipeline/losses.py",
+    "pipeline/machine.py",
     "pipeline/models",
     "pipeline/perturbation.py",
     "pipeline/seeding.py",
@@ -67,9 +70,10 @@ class Cell:
 
     def build(self, device: torch.device) -> tuple[nn.Module, Adversary, PerturbationSet]:
         """Freshly initialised classifier and adversary, each from its own stream, and the set."""
-        channels, size = image_shape(self.data_folder)
+        meta = load_meta(self.data_folder)
+        channels, size, _ = meta["shape"]
         perturbations = perturbation.build(self.params.threat.set, self.params.threat.eps)
-        model = fresh_classifier(self.params, self.data_folder, self.seed)
+        model = models.classifier(self.params.model, meta, self.seed)
         with seeded_globals(Stream.of(self.seed, "initialisation", "adversary")):
             adversary = adversaries.build(self.method, self.params.method(self.method), perturbations, channels, size)
         return model.to(device), adversary.to(device), perturbations
@@ -96,17 +100,3 @@ class Cell:
             load_split(self.data_folder, "train", device), load_split(self.data_folder, "validation", device)
         )
         return progress, model, adversary
-
-
-def image_shape(data_folder: Path) -> tuple[int, int]:
-    """(channels, size) of a prepared data set's square images."""
-    channels, size, _ = load_meta(data_folder)["shape"]
-    return channels, size
-
-
-def fresh_classifier(params: "Params", data_folder: Path, seed: int) -> nn.Module:
-    """The classifier of `params`, initialised from the stream (seed, "initialisation", "classifier")."""
-    channels, size = image_shape(data_folder)
-    classes = len(load_meta(data_folder)["classes"])
-    with seeded_globals(Stream.of(seed, "initialisation", "classifier")):
-        return models.classifier(params.model, channels, size, classes)

@@ -7,7 +7,7 @@ raises a `UserError` of one line that names the file, the key and what is allowe
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import UserError
 from pipeline.yaml_files import read_yaml
@@ -131,7 +131,13 @@ class Methods(Section):
     adt_imp_am: AmortizedImplicit
 
 
-MethodName = Literal["at_pgd", "adt_exp", "adt_exp_am", "adt_imp_am"]
+def _known_method(name: str) -> str:
+    if name not in Methods.model_fields:
+        raise ValueError(f"unknown method; there are: {', '.join(Methods.model_fields)}")
+    return name
+
+
+MethodName = Annotated[str, AfterValidator(_known_method)]
 
 
 class Matrix(Section):

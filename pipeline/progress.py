@@ -24,18 +24,16 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def start_at(self, done: int) -> None:
-        """Account for steps of an earlier, interrupted process."""
-        self.done = done
-        if self._bar is not None:
-            self._bar.update(done)
-
     def step(self, detail: str = "") -> None:
         """One more step is done; `detail` stands beside the count."""
-        self.done += 1
+        self.reach(self.done + 1, detail)
+
+    def reach(self, done: int, detail: str = "") -> None:
+        """`done` steps are done, those of an earlier, interrupted process included."""
+        news, self.done = done - self.done, done
         if self._bar is not None:
             self._bar.set_postfix_str(detail)
-            self._bar.update()
+            self._bar.update(news)
             return
         now = time.monotonic()
         if self.done == self.total or now - self._spoken >= self.interval:

@@ -1,5 +1,6 @@
 """Studies over hyper-parameters; the only module that imports Optuna."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def lambda_grid(
         "seed": optuna.distributions.IntDistribution(0, max(seeds)),
     }
     for point in _missing(study, lams, seeds):
-        study.sampler = optuna.samplers.PartialFixedSampler(point, optuna.samplers.RandomSampler(seed=0))
+        study.sampler = _fixed(point)
         trial = study.ask(space)
         value, measured = evaluate(trial.params["lam"], trial.params["seed"])
         for name, number in measured.items():
@@ -48,6 +49,13 @@ def lambda_grid(
         on_trial({**point, **measured})
     finished = _finished(study)
     return [finished[lam, seed] for lam in sorted(lams) for seed in sorted(seeds)]
+
+
+def _fixed(point: dict[str, Any]) -> optuna.samplers.BaseSampler:
+    """A sampler that proposes exactly this point (nothing is left for the sampler behind it)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.PartialFixedSampler(point, optuna.samplers.RandomSampler(seed=0))
 
 
 def count_finished(storage: Path, study_name: str) -> int:

@@ -40,7 +40,7 @@ def main() -> None:
 
     name, storage = study_name(p), WORK / "ablation" / "study.db"
     with Progress("lambda ablation", len(settings.lams) * len(settings.seeds)) as bar:
-        bar.start_at(count_finished(storage, name))
+        bar.reach(count_finished(storage, name))
         rows = lambda_grid(
             settings.lams,
             settings.seeds,

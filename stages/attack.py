@@ -1,23 +1,21 @@
 """attack: every attack on one cell's selected checkpoint, to verdicts/METHOD/seed-N.npz."""
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from pipeline import machine, params, perturbation
+from pipeline import machine, models, params, perturbation
 from pipeline.attacks import loop
 from pipeline.attacks.catalogue import compose
-from pipeline.cell import fresh_classifier
 from pipeline.data.store import Split, load_meta, load_split
 from pipeline.files import digest, digest_code, digest_file, write_json, write_npz
+from pipeline.models.weights import load_weights
 from pipeline.params import Params
 from pipeline.progress import Progress
 from pipeline.seeding import Stream
-from pipeline.training.checkpoint import load_weights
 from pipeline.verdicts import NATURAL, Column, Verdicts
-from stages.common import WORK, run_folder, run_stage, verdict_file
+from stages.common import WORK, cell_of_command_line, run_folder, run_stage, verdict_file
 
 # The code a verdict depends on; part of the key under which finished columns are kept.
 EVALUATION_CODE = (
@@ -32,18 +30,15 @@ EVALUATION_CODE = (
 
 def main() -> None:
     """Attack one checkpoint; columns finished earlier with the same ingredients are read back."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--method", required=True)
-    parser.add_argument("--seed", required=True, type=int)
-    arguments = parser.parse_args()
     p = params.load()
+    method, seed = cell_of_command_line(p, __doc__)
     device = machine.prepare(p.runtime)
-    checkpoint = run_folder(arguments.method, arguments.seed) / "model.safetensors"
+    checkpoint = run_folder(method, seed) / "model.safetensors"
     data = Path("data") / p.data.name
-    model = fresh_classifier(p, data, seed=0)
+    model = models.classifier(p.model, load_meta(data))
     load_weights(checkpoint, model)
     test = load_split(data, "test", device)
-    target = verdict_file(arguments.method, arguments.seed)
+    target = verdict_file(method, seed)
 
     identity = digest_file(checkpoint)
     cache = WORK / "attack" / identity[:16]
@@ -57,7 +52,7 @@ def main() -> None:
     ]
     attacks = {NATURAL: None} | dict(p.evaluation.attacks)
     columns = {}
-    with Progress(f"attack {arguments.method} seed {arguments.seed}", len(attacks)) as bar:
+    with Progress(f"attack {method} seed {seed}", len(attacks)) as bar:
         for name, settings in attacks.items():
             key = digest([name, settings and settings.model_dump(), *common])
             columns[name] = _column(cache / f"{key[:32]}.npz", p, name, model.to(device), test)

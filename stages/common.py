@@ -1,5 +1,6 @@
 """What every stage does at its edges: one line for a user's mistake, and no orphan processes."""
 
+import argparse
 import ctypes
 import os
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from pipeline import live
 from pipeline.errors import UserError
+from pipeline.params import Params
 
 WORK = live.WORK
 
@@ -22,6 +24,15 @@ def run_stage(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def cell_of_command_line(p: Params, purpose: str | None) -> tuple[str, int]:
+    """The cell of the matrix that `--method` and `--seed` name."""
+    parser = argparse.ArgumentParser(description=purpose)
+    parser.add_argument("--method", required=True, choices=p.matrix.methods)
+    parser.add_argument("--seed", required=True, type=int, choices=p.matrix.seeds)
+    arguments = parser.parse_args()
+    return arguments.method, arguments.seed
 
 
 def run_folder(method: str, seed: int) -> Path:

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import landscape, machine, params, plots
-from pipeline.cell import fresh_classifier
-from pipeline.data.store import load_split
+from pipeline import landscape, machine, models, params, plots
+from pipeline.data.store import load_meta, load_split
 from pipeline.files import write_npz
+from pipeline.models.weights import load_weights
 from pipeline.progress import Progress
 from pipeline.seeding import Stream
-from pipeline.training.checkpoint import load_weights
 from stages.common import run_folder, run_stage
 
 FOLDER = Path("results/landscape")
@@ -26,7 +25,7 @@ def main() -> None:
     surfaces = {}
     with Progress("landscape", len(p.matrix.methods)) as bar:
         for method in p.matrix.methods:
-            model = fresh_classifier(p, data, seed=0).to(device)
+            model = models.classifier(p.model, load_meta(data)).to(device)
             load_weights(run_folder(method, seed) / "model.safetensors", model)
             coordinates, losses = landscape.surface(
                 model,

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from pipeline import params
-from pipeline.data import SOURCES, store
+from pipeline.data import store
+from pipeline.data.sources import SOURCES
 from stages.common import run_stage
 
 

@@ -1,6 +1,5 @@
 """train: one method with one seed, from data/NAME/ to runs/METHOD/seed-N/."""
 
-import argparse
 import shutil
 import time
 from typing import Any
@@ -10,20 +9,17 @@ from pipeline.cell import Cell
 from pipeline.data.store import load_meta
 from pipeline.files import digest, write_csv, write_json
 from pipeline.models import count_parameters
+from pipeline.models.weights import save_weights
 from pipeline.progress import Progress
-from pipeline.training.checkpoint import save_weights
 from pipeline.training.loop import HISTORY_COLUMNS
-from stages.common import WORK, run_folder, run_stage
+from stages.common import WORK, cell_of_command_line, run_folder, run_stage
 
 
 def main() -> None:
     """Train one cell and write model, last model, adversary, history and run.json."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--method", required=True)
-    parser.add_argument("--seed", required=True, type=int)
-    arguments = parser.parse_args()
     p = params.load()
-    cell = Cell(p, arguments.method, arguments.seed)
+    method, seed = cell_of_command_line(p, __doc__)
+    cell = Cell(p, method, seed)
     device = machine.prepare(p.runtime)
     description = cell.description()
     work = WORK / "train" / cell.fingerprint()[:16]
@@ -33,12 +29,12 @@ def main() -> None:
     with Progress(f"{cell.method} seed {cell.seed}", p.train.epochs) as bar:
 
         def on_epoch(history: list[dict[str, Any]]) -> None:
-            bar.start_at(len(history) - 1) if bar.done < len(history) - 1 else None
             write_csv(work / "history.csv", history, HISTORY_COLUMNS)
             row = history[-1]
-            bar.step(
+            bar.reach(
+                len(history),
                 f"loss {row['train_loss']:.3f}, validation natural {row['val_natural']:.3f}"
-                f" robust {row['val_robust']:.3f}"
+                f" robust {row['val_robust']:.3f}",
             )
 
         progress, model, adversary = cell.train(device, work / "state.pt", on_epoch)

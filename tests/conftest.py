@@ -101,3 +101,22 @@ def textbook_ascent() -> Callable[..., Tensor]:
         return x + delta
 
     return climb
+
+
+@pytest.fixture
+def linear_problem() -> tuple[nn.Module, Split, Callable[[PerturbationSet], Tensor]]:
+    """A linear classifier of two classes, images that no attack can clip, and their exact least margins in a set."""
+    rows = Stream.of(0, "linear problem").at(torch.arange(100))
+    x = 0.5 + 0.2 * (2 * rows.uniform(1, 6, 6).double() - 1)
+    y = (rows.uniform(1, draw=1)[:, 0] > 0.5).long()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).double()
+    model[1].weight.data = Stream.of(1, "linear problem").at(torch.arange(2)).normal(36).double()
+    model[1].bias.data = -0.5 * model[1].weight.data.sum(1)
+    contrast = (model[1].weight[1] - model[1].weight[0]).detach()
+    margins = (2 * y - 1) * ((x - 0.5).flatten(1) @ contrast)
+
+    def least_margins(perturbations: PerturbationSet) -> Tensor:
+        dual = 1 if isinstance(perturbations, Linf) else 2
+        return margins - perturbations.eps * torch.linalg.vector_norm(contrast, dual)
+
+    return model, Split(x, y, torch.arange(100)), least_margins

@@ -6,7 +6,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline.training.checkpoint import load_state, load_weights, save_state, save_weights
+from pipeline.errors import UserError
+from pipeline.models.weights import load_weights, save_weights
+from pipeline.training.checkpoint import load_state, save_state
 
 
 def test_weights_survive_a_round_trip(make_model, tmp_path: Path) -> None:
@@ -35,7 +37,14 @@ def test_weights_of_another_network_are_refused(make_model, tmp_path: Path) -> N
     weights = dict(make_model().state_dict())
     weights.pop("head.bias")
     save_weights(path, weights)
-    with pytest.raises(RuntimeError, match=r"head\.bias"):
+    with pytest.raises(UserError, match=r"model\.safetensors.*head\.bias"):
+        load_weights(path, make_model())
+
+
+def test_a_file_that_is_no_model_is_the_users_to_mend(make_model, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"not a model")
+    with pytest.raises(UserError, match="not weights of this model"):
         load_weights(path, make_model())
 
 

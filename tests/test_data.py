@@ -7,7 +7,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from pipeline.data import SOURCES, store
+from pipeline.data import store
+from pipeline.data.sources import SOURCES
 from pipeline.data.store import Arrays
 from pipeline.errors import UserError
 from pipeline.params import Data, Split

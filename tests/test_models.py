@@ -12,12 +12,22 @@ from pipeline.models.generator import Generator, ResidualBlock
 from pipeline.models.small import SmallCNN
 from pipeline.seeding import Stream, seeded_globals
 
+SETTINGS = SimpleNamespace(name="small_cnn", widths=[2, 3, 4], unshuffle=1)
+
 
 @pytest.mark.parametrize("channels, size, widths, unshuffle", [(1, 8, [4], 1), (3, 7, [2, 3, 4], 1), (1, 8, [4, 6], 2)])
 def test_the_classifier_gives_a_logit_a_class_at_every_size(channels, size, widths, unshuffle) -> None:
     settings = SimpleNamespace(name="small_cnn", widths=widths, unshuffle=unshuffle)
-    model = models.classifier(settings, channels, size, classes=5)
+    model = models.classifier(settings, {"shape": [channels, size, size], "classes": list("abcde")})
     assert model(torch.rand(2, channels, size, size)).shape == (2, 5)
+
+
+@pytest.mark.usefixtures("untouched_random_state")
+def test_a_seed_determines_the_initial_classifier() -> None:
+    meta = {"shape": [1, 8, 8], "classes": ["a", "b"]}
+    one, same, other = (models.classifier(SETTINGS, meta, seed).state_dict() for seed in (0, 0, 1))
+    torch.testing.assert_close(dict(one), dict(same), rtol=0, atol=0)
+    assert not torch.equal(one["head.weight"], other["head.weight"])
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,21 @@ def test_one_methods_parameter_reruns_that_method_alone_and_reverting_is_served_
     assert workspace.read("dvc.lock") == before
 
 
+def test_a_new_attack_runs_alone_on_the_stored_checkpoints(workspace: Workspace) -> None:
+    columns = workspace.folder / ".work/attack"
+    before = {path: path.stat().st_mtime_ns for path in columns.rglob("*.npz")}
+    original = workspace.read("params.yaml")
+    text = original.decode().replace("    fgsm:", "    pgd-5: {family: pgd, steps: 5, step_size: 0.1}\n    fgsm:")
+    (workspace.folder / "params.yaml").write_text(text)
+    workspace.run("dvc", "repro", "--single-item", "attack@at_pgd-1")
+    after = {path: path.stat().st_mtime_ns for path in columns.rglob("*.npz")}
+    assert before.items() <= after.items() and len(after) == len(before) + 1
+    table = Verdicts.load(workspace.folder / "verdicts/at_pgd/seed-1.npz")
+    assert table.attacks[:3] == ["natural", "pgd-5", "fgsm"]
+    (workspace.folder / "params.yaml").write_bytes(original)
+    workspace.run("dvc", "repro", "--single-item", "attack@at_pgd-1")
+
+
 def test_dvc_exp_run_changes_one_method(workspace: Workspace) -> None:
     output = workspace.run("dvc", "exp", "run", "-S", "methods.adt_exp.lam=0.1")
     own = {f"{stage}@adt_exp-{seed}" for stage in ("train", "attack") for seed in (0, 1)}
@@ -266,7 +281,7 @@ def test_a_fresh_clone_pulls_everything_and_completes_mlflow(workspace: Workspac
     [
         ("methods.adt_exp.lamb=1", "methods.adt_exp.lamb: unknown key; allowed here: lam, steps"),
         ("threat.eps=-1", "threat.eps: input should be greater than 0 (got -1)"),
-        ("matrix.methods=[at_pgd, adt]", "matrix.methods.1: input should be 'at_pgd'"),
+        ("matrix.methods=[at_pgd, adt]", "matrix.methods.1: unknown method; there are: at_pgd, adt_exp"),
         ("matrix.seeds=[0, 1, 1]", "seeds must be distinct, but 1 stands there twice"),
     ],
 )

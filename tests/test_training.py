@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline import adversaries, params, seeding
 from pipeline.adversaries import Adversary, Samples
-from pipeline.perturbation import Linf
+from pipeline.perturbation import L2, Linf
 from pipeline.seeding import Noise, Stream, seeded_globals
 from pipeline.training import loop
 from pipeline.training.loop import HISTORY_COLUMNS, Trainer
@@ -311,22 +311,15 @@ def test_the_most_robust_then_most_natural_then_first_epoch_is_selected(
     )
 
 
+@pytest.mark.parametrize("threat", [Linf(0.02), L2(0.1)], ids=["linf", "l2"])
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
-def test_validation_scores_of_a_linear_model_are_the_exact_ones(batch_size: int) -> None:
-    eps = 0.02
-    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).double()
-    rows = Stream.of(0, "test").at(torch.arange(200))
-    nn.init.zeros_(model[1].bias)
-    model[1].weight.data = Stream.of(1, "test").at(torch.arange(2)).normal(36).double()
-    x = 0.3 + 0.4 * rows.uniform(1, 6, 6).double()  # so far from 0 and 1 that nothing is clipped
-    y = (rows.uniform(1, draw=1)[:, 0] > 0.5).long()
-    logits = model(x).detach()
-    margins = torch.where(y == 1, 1, -1) * (logits[:, 1] - logits[:, 0])
-    reach = eps * float((model[1].weight[1] - model[1].weight[0]).detach().abs().sum())
-    settings = params.Selection(steps=10, step_size=eps / 2, batch_size=1)
-    scores = validate(model, x, y, settings, Linf(eps), Stream.of(0, "validation"), batch_size)
-    assert scores == Scores(float((margins > 0).double().mean()), float((margins > reach).double().mean()))
-    assert 0.1 < scores.robust < scores.natural - 0.05
+def test_validation_scores_of_a_linear_model_are_the_exact_ones(linear_problem, threat, batch_size: int) -> None:
+    model, data, least_margins = linear_problem
+    settings = params.Selection(steps=30, step_size=threat.eps / 3, batch_size=1)
+    scores = validate(model, data.x, data.y, settings, threat, Stream.of(0, "validation"), batch_size)
+    shares = [float((least_margins(s) > 0).double().mean()) for s in (type(threat)(0.0), threat)]
+    assert [scores.natural, scores.robust] == shares
+    assert 0 < scores.robust < scores.natural
 
 
 @pytest.mark.usefixtures("untouched_random_state")

@@ -1,12 +1,1 @@
-"""Data sets by name; each becomes the same arrays (see `store`)."""
-
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from pipeline.data import digits
-from pipeline.data.store import Arrays
-
-if TYPE_CHECKING:
-    from pipeline.params import Data
-
-SOURCES: dict[str, Callable[["Data"], Arrays]] = {"digits": digits.load}
+"""Data sets: where they come from (`sources`) and the one form they all take (`store`)."""

@@ -1,0 +1,111 @@
+"""The lambda grid: every point once, whatever interrupts it."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.search import count_finished, lambda_grid
+
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+LAMS, SEEDS = [0.0, 0.1, 10.0], [0, 2]
+POINTS = [(lam, seed) for lam in LAMS for seed in SEEDS]
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+class Evaluation:
+    """Measures a point; remembers which, and can be killed before the answer to the n-th."""
+
+    def __init__(self, killed_at: int | None = None) -> None:
+        self.points: list[tuple[float, int]] = []
+        self.killed_at = killed_at
+
+    def __call__(self, lam: float, seed: int) -> tuple[float, dict[str, float]]:
+        self.points.append((lam, seed))
+        if len(self.points) == self.killed_at:
+            raise Killed
+        return 0.5 + lam / 100 + seed / 1000, {"natural": 0.9 - lam / 20, "worst-case": lam + seed}
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Path:
+    return tmp_path / "folder" / "study.db"
+
+
+def row(lam: float, seed: int) -> dict[str, float]:
+    value, measured = Evaluation()(lam, seed)
+    return {"lam": lam, "seed": seed, "val_robust": value, **measured}
+
+
+ROWS = [row(lam, seed) for lam, seed in POINTS]
+
+
+def test_every_point_is_evaluated_once_and_makes_a_row(storage: Path) -> None:
+    evaluate = Evaluation()
+    assert lambda_grid(LAMS, SEEDS, evaluate, storage, "study") == ROWS
+    assert sorted(evaluate.points) == POINTS
+
+
+def test_rows_are_ordered_by_lambda_then_seed_whatever_the_order_asked(storage: Path) -> None:
+    assert lambda_grid(LAMS[::-1], SEEDS[::-1], Evaluation(), storage, "study") == ROWS
+
+
+@pytest.mark.parametrize("killed_at", range(1, len(POINTS) + 1))
+def test_an_interrupted_study_evaluates_only_what_is_missing(killed_at: int, storage: Path) -> None:
+    first, second = Evaluation(killed_at), Evaluation()
+    with pytest.raises(Killed):
+        lambda_grid(LAMS, SEEDS, first, storage, "study")
+    assert count_finished(storage, "study") == killed_at - 1
+    assert lambda_grid(LAMS, SEEDS, second, storage, "study") == ROWS
+    assert sorted(first.points[:-1] + second.points) == POINTS
+
+
+def test_a_finished_study_is_only_read(storage: Path) -> None:
+    lambda_grid(LAMS, SEEDS, Evaluation(), storage, "study")
+    again = Evaluation()
+    assert lambda_grid(LAMS, SEEDS, again, storage, "study") == ROWS
+    assert again.points == []
+
+
+def test_an_extended_grid_repeats_nothing(storage: Path) -> None:
+    lambda_grid(LAMS[:2], SEEDS[:1], Evaluation(), storage, "study")
+    more = Evaluation()
+    assert lambda_grid(LAMS, SEEDS, more, storage, "study") == ROWS
+    assert sorted(more.points) == sorted(set(POINTS) - {(0.0, 0), (0.1, 0)})
+
+
+def test_a_smaller_grid_shows_only_its_own_points(storage: Path) -> None:
+    lambda_grid(LAMS, SEEDS, Evaluation(), storage, "study")
+    assert lambda_grid(LAMS[:1], SEEDS[1:], Evaluation(), storage, "study") == [row(0.0, 2)]
+
+
+def test_a_study_of_another_name_shares_nothing(storage: Path) -> None:
+    lambda_grid(LAMS, SEEDS, Evaluation(), storage, "study")
+    other = Evaluation()
+    lambda_grid(LAMS, SEEDS, other, storage, "another")
+    assert sorted(other.points) == POINTS
+
+
+def test_every_new_trial_is_reported_with_its_point_and_measurements(storage: Path) -> None:
+    reported = []
+    lambda_grid(LAMS, SEEDS, Evaluation(), storage, "study", reported.append)
+    assert [{"val_robust": r["val_robust"], **told} for r, told in zip(ROWS, reported, strict=True)] == ROWS
+
+
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.floats(0, 1e3), min_size=1, max_size=3, unique=True))
+def test_a_trial_gets_exactly_the_lambda_asked_for(tmp_path: Path, lams: list[float]) -> None:
+    evaluate = Evaluation()
+    got = lambda_grid(lams, [0], evaluate, tmp_path / "study.db", f"study {lams}")
+    assert sorted(lam for lam, _ in evaluate.points) == sorted(lams) == [r["lam"] for r in got]
+
+
+def test_nothing_is_finished_before_the_study_exists(storage: Path) -> None:
+    assert count_finished(storage, "study") == 0
+    lambda_grid([0.0], [0], Evaluation(), storage, "study")
+    assert count_finished(storage, "another") == 0
