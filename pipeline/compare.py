@@ -9,6 +9,7 @@ from scipy import stats
 
 from pipeline.verdicts import Verdicts
 
+ROUNDING = 1e-9  # in points: pairs closer than this differ by rounding alone
 Table = Mapping[str, Mapping[int, Verdicts]]  # method -> seed -> verdicts
 
 
@@ -48,7 +49,7 @@ def difference(method: Summary, reference: Summary, confidence: float) -> dict[s
     """
     pairs = np.array([method.runs[seed] - reference.runs[seed] for seed in reference.runs])
     low = high = None
-    if len(pairs) >= 3 and np.ptp(pairs) > 0:
+    if len(pairs) >= 3 and np.ptp(pairs) > ROUNDING:
         interval = stats.ttest_1samp(pairs, 0).confidence_interval(confidence)
         low, high = float(interval.low), float(interval.high)
     return {"mean": float(pairs.mean()), "low": low, "high": high}
@@ -128,7 +129,7 @@ def markdown(comparison: Mapping[str, Any], heading: str) -> str:
         *_table(["method", *metrics, "cost"], accuracies),
         "",
         f"Difference to {comparison['reference']} in points, paired by seed,"
-        f" with its {comparison['confidence']:.0%} t interval:",
+        f" with its {100 * comparison['confidence']:.4g}% t interval:",
         "",
         *_table(
             ["method", *metrics],

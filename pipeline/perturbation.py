@@ -78,8 +78,10 @@ class L2:
         return direction * _per_row(radius[:, 0], like)
 
     def direction(self, gradient: Tensor) -> Tensor:
-        """The gradient divided by its norm; a zero gradient stays zero."""
-        return gradient / _per_row(self.norm(gradient).clamp_min(1e-12), gradient)
+        """The gradient divided by its norm, however small; a zero gradient stays zero."""
+        tiny = torch.finfo(gradient.dtype).tiny
+        gradient = gradient / _per_row(gradient.abs().flatten(1).amax(1).clamp_min(tiny), gradient)
+        return gradient / _per_row(self.norm(gradient).clamp_min(tiny), gradient)
 
     def project(self, delta: Tensor) -> Tensor:
         """Scale rows longer than eps back to eps."""

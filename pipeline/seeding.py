@@ -12,6 +12,7 @@ numbers differ between CPU and GPU.)
 
 import contextlib
 import hashlib
+import json
 import math
 import random
 from collections.abc import Iterator
@@ -35,8 +36,8 @@ class Stream:
     @classmethod
     def of(cls, seed: int, *purpose: str | int) -> "Stream":
         """The stream of a seed and a purpose; different names give unrelated streams."""
-        text = "/".join([str(seed), *map(str, purpose)])
-        return cls(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True))
+        name = json.dumps([seed, *purpose])
+        return cls(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little", signed=True))
 
     def at(self, index: Tensor) -> "Noise":
         """The numbers that belong to the examples `index`: int64 (N,)."""

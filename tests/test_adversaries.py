@@ -326,6 +326,7 @@ def test_one_training_step_is_the_one_of_the_equations(
         make(method, **changes).double(),
     )
     old_model, old_adversary = copy.deepcopy(model), copy.deepcopy(adversary)
+    model.eval(), adversary.eval()  # the loop itself sees to it that batch norms learn
     lr, decay, seed = 0.1, 0.01, 5
     settings = params.Train(
         epochs=1,

@@ -147,3 +147,15 @@ def test_markdown_claims_no_spread_for_two_runs() -> None:
 def test_every_table_row_has_as_many_cells_as_its_header() -> None:
     tables = [line.count("|") for line in markdown(comparison(THREE), "#").splitlines() if line.startswith("|")]
     assert tables == [6] * 4 + [5] * 3
+
+
+def test_an_equal_shift_has_no_interval_whatever_its_rounding() -> None:
+    """Accuracies of counts on 500 images, shifted alike, differ in their last bits."""
+    accuracies = [100 * float(1 - count / 500) for count in (207, 78, 133)]
+    shifted = [100 * float(1 - (count + 16) / 500) for count in (207, 78, 133)]
+    assert difference(summary(shifted), summary(accuracies), 0.95)["low"] is None
+
+
+def test_the_level_of_an_interval_is_printed_in_full() -> None:
+    table = comparison({"at_pgd": [7, 8, 9], "adt_exp": [6, 8, 8]}) | {"confidence": 0.975}
+    assert "97.5% t interval" in markdown(table, "#")

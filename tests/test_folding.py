@@ -106,3 +106,28 @@ def test_a_new_view_follows_a_training_step(make_model, make_examples) -> None:
     torch.optim.SGD(model.parameters(), lr=0.5).step()
     model.eval()
     torch.testing.assert_close(folded(model)(data.x), model(data.x), rtol=0, atol=1e-10)
+
+
+class Doubling(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, affine=False)),
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)),
+        nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 2, 3), nn.ReLU(), nn.BatchNorm2d(2)),
+        Doubling(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)),
+    ],
+    ids=["no scale", "no statistics", "no pair", "a subclass with its own forward"],
+)
+def test_what_is_no_pair_is_left_as_it_is(layers: nn.Module, images: Tensor) -> None:
+    network = layers.to(images.dtype).eval()
+    assert torch.equal(folded(network)(images[:, :1]), network(images[:, :1]))
+
+
+def test_layers_keep_their_places() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()).eval()
+    assert [type(layer) for layer in folded(network)] == [nn.Conv2d, nn.Identity, nn.ReLU]

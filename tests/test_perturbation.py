@@ -107,7 +107,8 @@ def test_l2_starts_have_a_uniform_radius_and_a_uniform_angle() -> None:
     radius, angle = np.hypot(*start.T), np.arctan2(*start.T)
     assert stats.kstest(radius, stats.uniform(0, 1.5).cdf).pvalue > 0.01
     assert stats.kstest(angle, stats.uniform(-np.pi, 2 * np.pi).cdf).pvalue > 0.01
-    assert stats.spearmanr(radius, np.cos(angle)).pvalue > 0.01
+    for coordinate in (np.cos(angle), np.sin(angle)):
+        assert stats.spearmanr(radius, coordinate).pvalue > 0.01
 
 
 @given(tensors(20))
@@ -183,3 +184,11 @@ def test_images_are_clipped_to_their_range(x: Tensor, delta: Tensor) -> None:
 def test_sets_are_built_by_name(name: str, kind: type) -> None:
     built = perturbation.build(name, 0.125)
     assert type(built) is kind and built.eps == 0.125
+
+
+@pytest.mark.parametrize("scale", [1e-30, 2e-13, 1.0, 1e30])
+def test_a_gradient_of_any_size_has_a_direction_of_unit_length(scale: float) -> None:
+    gradient = scale * torch.tensor([[[[3.0, -4.0]]]])
+    for threat in (Linf(0.1), L2(0.1)):
+        assert threat.norm(threat.direction(gradient)).item() == pytest.approx(1)
+    assert L2(0.1).direction(gradient).flatten().tolist() == pytest.approx([0.6, -0.8])

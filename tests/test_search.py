@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 
 from pipeline.search import count_finished, lambda_grid
 
-pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-
 LAMS, SEEDS = [0.0, 0.1, 10.0], [0, 2]
 POINTS = [(lam, seed) for lam in LAMS for seed in SEEDS]
 

@@ -148,3 +148,8 @@ def test_restored_states_repeat_the_numbers_of_every_library() -> None:
     first = draw()
     seeding.restore(state)
     assert draw() == first
+
+
+@pytest.mark.parametrize(("one", "other"), [(("a/b",), ("a", "b")), ((1,), ("1",)), (("a",), ("a", ""))])
+def test_different_names_are_different_streams(one: tuple, other: tuple) -> None:
+    assert Stream.of(0, *one) != Stream.of(0, *other)

@@ -18,7 +18,7 @@ from pipeline.seeding import Noise, Stream, seeded_globals
 from pipeline.training import loop
 from pipeline.training.loop import HISTORY_COLUMNS, Trainer
 from pipeline.training.schedules import rate
-from pipeline.training.selection import Scores, validate
+from pipeline.training.selection import Scores, correct, validate
 
 METHODS = {
     "at_pgd": params.ProjectedGradient(steps=2, step_size=0.1),
@@ -322,6 +322,17 @@ def test_validation_scores_of_a_linear_model_are_the_exact_ones(linear_problem, 
     assert 0 < scores.robust < scores.natural
 
 
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+def test_validation_starts_belong_to_the_image_not_to_its_batch(linear_problem, batch_size: int) -> None:
+    model, data, _ = linear_problem
+    threat, stream = Linf(0.25), Stream.of(0, "validation")
+    standing = params.Selection(steps=1, step_size=1e-12, batch_size=1)  # so that the start alone decides
+    scores = validate(model, data.x, data.y, standing, threat, stream, batch_size)
+    starts = threat.eps * (2 * stream.at(torch.arange(100)).uniform(1, 6, 6) - 1)
+    assert scores.robust == float((model(data.x + starts).argmax(1) == data.y).double().mean())
+    assert scores.robust != scores.natural
+
+
 @pytest.mark.usefixtures("untouched_random_state")
 def test_validation_leaves_the_model_as_it_was(make_model, make_examples) -> None:
     model, data = make_model().train(), make_examples()
@@ -330,3 +341,10 @@ def test_validation_leaves_the_model_as_it_was(make_model, make_examples) -> Non
     validate(model, data.x, data.y, settings, SET, Stream.of(0, "validation"), 4)
     assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+def test_scores_count_an_undecided_model_as_wrong() -> None:
+    """NaN logits and ties break an example in verdicts, so they must not select a checkpoint either."""
+    x, labels = torch.zeros(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)
+    for value in (float("nan"), 1.0):
+        assert correct(lambda images, value=value: torch.full((len(images), 3), value), x, labels) == 0

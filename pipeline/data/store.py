@@ -44,6 +44,7 @@ class Split:
 
 def save(arrays: Arrays, folder: Path, name: str) -> dict[str, Any]:
     """Write a prepared folder; `meta.json` comes last, so a folder with it is complete. Returns the meta."""
+    (folder / "meta.json").unlink(missing_ok=True)
     content = hashlib.sha256()
     for part, index in arrays.parts.items():
         images, labels = arrays.images[index], arrays.labels[index]

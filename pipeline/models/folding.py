@@ -1,6 +1,7 @@
 """Fold batch norm into the convolution before it: the same function in evaluation mode, with less work."""
 
 import copy
+import itertools
 
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -11,23 +12,16 @@ def folded(module: nn.Module) -> nn.Module:
 
     Equal to `module` in evaluation mode up to rounding. It shares every other
     parameter, and holds the folded weights of this moment: make it anew after a step.
-    Networks built without nn.Sequential come back as they are.
+    What is not such a pair (layers outside nn.Sequential or in a subclass of it, batch norm
+    without statistics or scale) is left as it is, and layers keep their places.
     """
-    if isinstance(module, nn.Sequential):
-        return _fold_sequence(module)
     view = copy.copy(module)
     view._modules = {name: child and folded(child) for name, child in module._modules.items()}
+    if type(module) is nn.Sequential:
+        for (name, layer), (after, norm) in itertools.pairwise(module._modules.items()):
+            if type(layer) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats:
+                view._modules[name], view._modules[after] = _fused(layer, norm), nn.Identity()
     return view
-
-
-def _fold_sequence(sequence: nn.Sequential) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for layer in sequence:
-        if isinstance(layer, nn.BatchNorm2d) and layers and type(layers[-1]) is nn.Conv2d:
-            layers[-1] = _fused(layers[-1], layer)
-        else:
-            layers.append(folded(layer))
-    return nn.Sequential(*layers).train(sequence.training)
 
 
 def _fused(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:

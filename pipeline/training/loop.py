@@ -8,6 +8,7 @@ function of (seed, purpose, epoch, example).
 """
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -125,8 +126,9 @@ class Trainer:
             for name, value in self._step(train.x[index], train.y[index], noise.at(index)).items():
                 totals[name] = totals.get(name, 0.0) + float(value)
         row = {name: total / len(batches) for name, total in totals.items()}
-        if not all(map(torch.isfinite, map(torch.tensor, row.values()))):
-            raise FloatingPointError(f"epoch {epoch}: a training statistic is not finite: {row}")
+        weights_finite = all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+        if not (weights_finite and all(map(math.isfinite, row.values()))):
+            raise FloatingPointError(f"epoch {epoch}: training diverged (weights finite: {weights_finite}): {row}")
         return {"epoch": epoch, "lr": lr} | row
 
     def _step(self, x: Tensor, labels: Tensor, noise: seeding.Noise) -> dict[str, Tensor]:
