@@ -1,0 +1,26 @@
+"""README shows what was measured: its table is the committed one, its files and commands exist."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_table_is_the_one_the_default_run_wrote() -> None:
+    table = (ROOT / "results/comparison.md").read_text().split("\n", 2)[2].strip()
+    assert table in README
+
+
+def test_every_file_of_the_tree_exists_and_every_module_is_in_it() -> None:
+    tree = README.split("## The house")[1].split("```")[1]
+    named = set(re.findall(r"[\w/]+\.py|[\w/]+/(?=\s)", tree))
+    modules = {path.name for path in (ROOT / "pipeline").glob("[!_]*.py")}
+    folders = {f"{path.name}/" for path in (ROOT / "pipeline").iterdir() if path.is_dir() and path.name[0] != "_"}
+    assert modules | folders <= named
+    assert all((ROOT / name).exists() or (ROOT / "pipeline" / name).exists() for name in named)
+
+
+def test_every_figure_shown_exists() -> None:
+    figures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert len(figures) >= 4 and all((ROOT / figure).exists() for figure in figures)
