@@ -108,7 +108,7 @@ def ablation(rows: Sequence[Mapping[str, Any]], attack: str, path: Path) -> None
 def landscape(axis: np.ndarray, means: Mapping[str, np.ndarray], images: int, seed: int, path: Path) -> None:
     """Mean loss surfaces as contours, one panel a method, on one colour scale."""
     figure, panels = pyplot.subplots(
-        1, len(means), figsize=(3.1 * len(means) + 0.6, 3.4), sharey=True, squeeze=False, layout="constrained"
+        1, len(means), figsize=(3.1 * len(means) + 0.6, 4.0), sharey=True, squeeze=False, layout="constrained"
     )
     levels = MaxNLocator(20).tick_values(0, max(surface.max() for surface in means.values()))
     for axes, (method, surface) in zip(panels[0], means.items(), strict=True):
