@@ -14,7 +14,7 @@ repro: $(VENV)/.installed
 	python -m pipeline repro
 
 test: $(VENV)/.installed-test
-	python -m pytest -n 2
+	python -m pytest -n 2 --dist loadfile
 
 ui: $(VENV)/.installed
 	python -m pipeline ui

@@ -87,7 +87,8 @@ def serve(port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:
             raise UserError(f"--port {port}: cannot be used ({error}); choose another") from None
-    print(f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
+    runs = f"experiments/{Mirror(params.load()).experiment}/runs?workflowType=machine_learning"
+    print(f"MLflow: http://127.0.0.1:{port}/#/{runs} (Ctrl-C ends it)", flush=True)
     command = ["mlflow", "ui", "--backend-store-uri", tracking_uri(), "--port", str(port), "--workers", "1"]
     os.execvp(sys.executable, [sys.executable, "-m", *command])
 
