@@ -38,7 +38,7 @@ def anyone_present() -> bool:
     """Whether a process that left a mark is still alive; marks of dead ones are removed."""
     alive = False
     for mark in (WORK / "live").glob("[0-9]*"):
-        if _is_alive(int(mark.name)):
+        if is_alive(int(mark.name)):
             alive = True
         else:
             mark.unlink(missing_ok=True)
@@ -109,7 +109,8 @@ def _start_follower() -> None:
         )
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process with this number exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -53,6 +53,14 @@ class TrackedRun:
         return digest({name: self.description[name] for name in kept})
 
     @property
+    def status(self) -> str:
+        """In MLflow's words: FINISHED, RUNNING, or KILLED where the process that trained it is gone."""
+        if self.checkpoint:
+            return "FINISHED"
+        pid = self.folder / "pid"
+        return "RUNNING" if pid.exists() and live.is_alive(int(pid.read_text())) else "KILLED"
+
+    @property
     def verdicts_digest(self) -> str:
         """Hash of the verdict table."""
         return digest_file(self.verdicts)
@@ -149,7 +157,7 @@ def finished_runs(p: "Params") -> Iterator[TrackedRun]:
 
 def unfinished_runs() -> Iterator[TrackedRun]:
     """Trainings that are under way (or were killed) in the work folder."""
-    for path in sorted(live.WORK.glob("train/*/run.json")):
+    for path in sorted(live.WORK.glob("train/*/run.json")):  # written last, so the folder is complete
         history = path.with_name("history.csv")
         yield TrackedRun(read_json(path), read_csv(history) if history.exists() else [], path.parent)
 

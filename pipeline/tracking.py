@@ -131,17 +131,17 @@ class Mirror:
     def _parent(self, run: TrackedRun) -> Run:
         """The run of a method with given parameters, over all seeds."""
         shared = {name: value for name, value in run.params().items() if name != "seed"}
-        return self._find(run.parent_key) or self._create(run.method, run.parent_key, "method", shared)
+        return self._ensure(run.method, run.parent_key, "method", shared)
 
     def _child(self, run: TrackedRun, parent: Run) -> None:
         """Create or complete the run of one (method, seed)."""
-        found = self._find(run.key) or self._create(
+        found = self._ensure(
             f"{run.method} seed {run.seed}",
             run.key,
             "run",
             run.params(),
             {"mlflow.parentRunId": parent.info.run_id, **run.tags()},
-            [run.description["data"]],
+            run.description["data"],
             run.started_ms,
         )
         tags, run_id = found.data.tags, found.info.run_id
@@ -154,9 +154,15 @@ class Mirror:
         if run.verdicts and tags.get("adt.verdicts") != run.verdicts_digest:
             self._evaluation(run_id, run, tags.get("adt.model") or self._tag(run_id, "adt.model"))
             changed = True
-        if run.checkpoint and found.info.status != "FINISHED":
-            self.client.set_terminated(run_id, "FINISHED", run.finished_ms)
+        if found.info.status != run.status:
+            self._set_status(run_id, run)
         self.updated += bool(changed)
+
+    def _set_status(self, run_id: str, run: TrackedRun) -> None:
+        if run.status == "RUNNING":  # killed before, resumed now
+            self.client.update_run(run_id, status="RUNNING")
+        else:
+            self.client.set_terminated(run_id, run.status, run.finished_ms)
 
     def _history(self, run_id: str, run: TrackedRun) -> bool:
         """Log the epochs that are not there yet."""
@@ -241,7 +247,7 @@ class Mirror:
         found = self._find(key)
         if found is not None and found.info.status == "FINISHED":
             return
-        run_id = (found or self._create("results", key, "results", {})).info.run_id
+        run_id = self._ensure("results", key, "results", {}).info.run_id
         for file in files:
             folder = str(file.parent.relative_to("results"))
             self.client.log_artifact(run_id, str(file), None if folder == "." else folder)
@@ -251,28 +257,35 @@ class Mirror:
         found = self.client.search_runs([self.experiment], f"tags.`adt.key` = '{key}'", max_results=1)
         return found[0] if found else None
 
-    def _create(
+    def _ensure(
         self,
         name: str,
         key: str,
         kind: str,
         shared: dict[str, Any],
         tags: dict[str, str] | None = None,
-        data: Iterable[dict[str, str]] = (),
+        data: dict[str, str] | None = None,
         started_ms: int | None = None,
     ) -> Run:
-        """A new run; the key is among its first tags, so that a kill right after this is repaired."""
-        own = {"adt.key": key, "adt.kind": kind, "preset": self.p.preset, **(tags or {})}
-        if PROJECT_RUN:
-            own["adt.project_run"] = PROJECT_RUN
-        run = self.client.create_run(self.experiment, started_ms, own, name)
-        self.client.log_batch(run.info.run_id, params=[Param(k, str(v)) for k, v in shared.items()])
-        for description in data:
-            entity = Dataset(description["name"], _dataset_digest(description), "local", f"data/{description['name']}")
+        """The run with this key, with its parameters and data set: found, completed or created.
+
+        The key is set in the call that creates the run, so a kill at any later point is repaired here.
+        """
+        run = self._find(key)
+        if run is None:
+            own = {"adt.key": key, "adt.kind": kind, "preset": self.p.preset, **(tags or {})}
+            if PROJECT_RUN:
+                own["adt.project_run"] = PROJECT_RUN
+            run = self.client.create_run(self.experiment, started_ms, own, name)
+            self.created += 1
+        run_id = run.info.run_id
+        if shared and not run.data.params:
+            self.client.log_batch(run_id, params=[Param(k, str(v)) for k, v in shared.items()])
+        if data and not (run.inputs and run.inputs.dataset_inputs):
+            entity = Dataset(data["name"], _dataset_digest(data), "local", f"data/{data['name']}")
             context = InputTag("mlflow.data.context", "training and evaluation")
-            self.client.log_inputs(run.info.run_id, [DatasetInput(entity, [context])])
-        self.created += 1
-        return self.client.get_run(run.info.run_id)
+            self.client.log_inputs(run_id, [DatasetInput(entity, [context])])
+        return run
 
     def _tag(self, run_id: str, name: str) -> str:
         return self.client.get_run(run_id).data.tags[name]

@@ -1,5 +1,6 @@
 """train: one method with one seed, from data/NAME/ to runs/METHOD/seed-N/."""
 
+import os
 import shutil
 import time
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from pipeline import live, machine, params
 from pipeline.cell import Cell
 from pipeline.data.store import load_meta
-from pipeline.files import digest, write_csv, write_json
+from pipeline.files import digest, write_csv, write_json, write_text
 from pipeline.models import count_parameters
 from pipeline.models.weights import save_weights
 from pipeline.progress import Progress
@@ -24,6 +25,7 @@ def main() -> None:
     description = cell.description()
     work = WORK / "train" / cell.fingerprint()[:16]
     key, started = digest(description), time.monotonic()
+    write_text(work / "pid", str(os.getpid()))
     write_json(work / "run.json", {"key": key, **description})
 
     with Progress(f"{cell.method} seed {cell.seed}", p.train.epochs) as bar:

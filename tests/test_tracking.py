@@ -1,5 +1,7 @@
 """MLflow as a mirror: complete, without repetition, whatever happened on the way."""
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipeline import live, presets, tracking
-from pipeline.files import digest_file, write_csv, write_json
+from pipeline.files import digest_file, write_csv, write_json, write_text
 from pipeline.verdicts import Column, Verdicts
 
 EPOCHS = 3
@@ -45,9 +47,10 @@ def write_history(folder: Path, epochs: int) -> None:
     write_csv(folder / "history.csv", rows, ["epoch", "entropy", "val_natural", "val_robust"])
 
 
-def training(seed: int, epochs: int) -> Path:
-    """The files of a training under way."""
+def training(seed: int, epochs: int, pid: int | None = None) -> Path:
+    """The files of a training under way, in the process `pid` (this one, so alive)."""
     folder = live.WORK / "train" / str(seed)
+    write_text(folder / "pid", str(pid or os.getpid()))
     write_json(folder / "run.json", description(seed))
     write_history(folder, epochs)
     return folder
@@ -99,6 +102,17 @@ def test_a_run_is_seen_while_it_trains_and_is_finished_once() -> None:
     tracking.sync()
     run = runs()["at_pgd seed 0"]
     assert (run.info.status, steps(run)) == ("FINISHED", [1, 2, 3])
+
+
+def test_a_killed_training_is_shown_as_killed_and_a_resumed_one_as_running() -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    states = []
+    for pid in (os.getpid(), gone.pid, os.getpid()):
+        training(0, 1, pid)
+        tracking.sync()
+        states.append(runs()["at_pgd seed 0"].info.status)
+    assert states == ["RUNNING", "KILLED", "RUNNING"]
 
 
 def test_a_second_sync_adds_nothing() -> None:
@@ -156,7 +170,18 @@ def test_verdicts_of_another_checkpoint_are_not_this_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    "broken_call", ["log_model_artifact", "finalize_logged_model", "log_outputs", "log_artifact", "log_metric"]
+    "broken_call",
+    [
+        "log_batch",
+        "log_inputs",
+        "create_logged_model",
+        "log_model_artifact",
+        "finalize_logged_model",
+        "log_outputs",
+        "log_artifact",
+        "log_metric",
+        "set_terminated",
+    ],
 )
 def test_a_sync_that_dies_anywhere_is_completed_by_the_next(monkeypatch: pytest.MonkeyPatch, broken_call: str) -> None:
     finished(0)
@@ -173,6 +198,8 @@ def test_a_sync_that_dies_anywhere_is_completed_by_the_next(monkeypatch: pytest.
     run = runs()["at_pgd seed 0"]
     assert (run.info.status, steps(run)) == ("FINISHED", [1, 2, 3])
     assert run.data.metrics["test_pgd-3"] == 50.0
+    assert run.data.params["seed"] == "0" and runs()["at_pgd"].data.params["eps"] == "0.2"
+    assert len(run.inputs.dataset_inputs) == 1
     client = MlflowClient(tracking.tracking_uri())
     models = client.search_logged_models([run.info.experiment_id])
     assert [model.status for model in models] == ["READY"]
