@@ -108,7 +108,6 @@ def _track(parsed: argparse.Namespace) -> int:
 def _ui(parsed: argparse.Namespace) -> int:
     from pipeline import tracking
 
-    print(tracking.sync(), flush=True)
     tracking.serve(parsed.port)
     return 0
 

@@ -35,6 +35,7 @@ def reproduce(p: "Params", jobs: int | None, force: bool) -> int:
     """Reproduce everything, mirror it to MLflow, print the results; returns the exit status."""
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs: must be at least 1 (got {jobs})")
+    _find_tools()
     if force:
         for folder in ("train", "attack", "ablation"):
             shutil.rmtree(live.WORK / folder, ignore_errors=True)
@@ -153,13 +154,22 @@ class Scheduler:
             r.process.wait()
 
 
+def _find_tools() -> None:
+    """Without an activated environment, look for dvc and python where this interpreter lives."""
+    if shutil.which("dvc") is None:
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    if shutil.which("dvc") is None:
+        raise UserError("dvc: not found; install the project first (`make repro` does)")
+
+
 def _slots(p: "Params", jobs: int | None) -> list[dict[str, str]]:
     """One environment a parallel cell: a GPU each, or a share of the cores."""
     threads = {"OMP_NUM_THREADS": str(p.runtime.threads)}
     if machine.resolve(p.runtime.device).type == "cuda":
         gpus = torch.cuda.device_count()
         return [threads | {"CUDA_VISIBLE_DEVICES": str(n % gpus)} for n in range(jobs or gpus)]
-    return [threads] * (jobs or max(1, len(os.sched_getaffinity(0)) // p.runtime.threads))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return [threads] * (jobs or max(1, cores // p.runtime.threads))
 
 
 def _show_tail(running: Running, lines: int = 12) -> None:

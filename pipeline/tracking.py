@@ -80,17 +80,22 @@ def follow() -> None:
 
 
 def serve(port: int) -> None:
-    """Become `mlflow ui` on the loopback interface; returns only by exception."""
+    """Complete MLflow, then become `mlflow ui` on the loopback interface; returns only by exception."""
+    _check_port(port)
+    print(sync())
+    runs = f"experiments/{Mirror(params.load()).experiment}/runs?workflowType=machine_learning"
+    print(f"MLflow: http://127.0.0.1:{port}/#/{runs} (Ctrl-C ends it)", flush=True)
+    command = ["mlflow", "ui", "--backend-store-uri", tracking_uri(), "--port", str(port), "--workers", "1"]
+    os.execvp(sys.executable, [sys.executable, "-m", *command])
+
+
+def _check_port(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:
             raise UserError(f"--port {port}: cannot be used ({error}); choose another") from None
-    runs = f"experiments/{Mirror(params.load()).experiment}/runs?workflowType=machine_learning"
-    print(f"MLflow: http://127.0.0.1:{port}/#/{runs} (Ctrl-C ends it)", flush=True)
-    command = ["mlflow", "ui", "--backend-store-uri", tracking_uri(), "--port", str(port), "--workers", "1"]
-    os.execvp(sys.executable, [sys.executable, "-m", *command])
 
 
 class Mirror:

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from pipeline import machine, params, perturbation, plots
 from pipeline.adversaries.explicit import Explicit
 from pipeline.attacks import loop
@@ -72,7 +75,7 @@ def study_name(p: Params) -> str:
     return f"lambda-{digest([base, evaluation, digest_code(Path(), *STUDY_CODE)])[:32]}"
 
 
-def measure(p: Params, cell: Cell, model, adversary: Explicit, device) -> dict[str, float]:
+def measure(p: Params, cell: Cell, model: nn.Module, adversary: Explicit, device: torch.device) -> dict[str, float]:
     """Test accuracies of a trained model, and what its distributions are like on the test images."""
     test = load_split(cell.data_folder, "test", device)
     perturbations = perturbation.build(p.threat.set, p.threat.eps)

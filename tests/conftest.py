@@ -1,7 +1,9 @@
 """What many tests need: tiny images, a tiny classifier, both perturbation sets, and a watch on global random state."""
 
 import random
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,3 +122,14 @@ def linear_problem() -> tuple[nn.Module, Split, Callable[[PerturbationSet], Tens
         return margins - perturbations.eps * torch.linalg.vector_norm(contrast, dual)
 
     return model, Split(x, y, torch.arange(100)), least_margins
+
+
+@pytest.fixture(scope="session")
+def committed() -> Callable[[str], bytes]:
+    """The content of a file in the last commit: what is published, whatever a user changed since."""
+
+    def read(path: str) -> bytes:
+        root = Path(__file__).parents[1]
+        return subprocess.run(["git", "show", f"HEAD:{path}"], cwd=root, capture_output=True, check=True).stdout
+
+    return read

@@ -1,5 +1,6 @@
 """The schema of params.yaml: what it accepts, and how it says no."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ def test_every_preset_is_valid_and_names_itself(path: Path) -> None:
     assert params.load(path).preset == path.stem
 
 
-def test_the_committed_params_are_the_digits_preset() -> None:
-    assert (ROOT / "params.yaml").read_text() == (ROOT / "presets/digits.yaml").read_text()
+def test_the_committed_params_are_the_digits_preset(committed: Callable[[str], bytes]) -> None:
+    assert committed("params.yaml") == committed("presets/digits.yaml")
 
 
 @pytest.mark.parametrize(

@@ -102,3 +102,10 @@ def test_a_signal_ends_the_cells_too(fake_dvc: Path, signum: signal.Signals) -> 
     assert process.wait(timeout=20) != 0
     left = subprocess.run(["pgrep", "-f", f"{fake_dvc.parent}/bin/dvc"], capture_output=True, text=True).stdout
     assert left == ""
+
+
+def test_without_an_activated_environment_dvc_is_found_beside_the_interpreter() -> None:
+    code = "from pipeline.repro import _find_tools; import shutil; _find_tools(); print(shutil.which('dvc'))"
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == str(Path(sys.executable).parent / "dvc")

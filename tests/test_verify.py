@@ -1,5 +1,8 @@
 """Holding a reproduction against the record: to the byte on the same machine, by tolerance elsewhere."""
 
+import hashlib
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -44,3 +47,9 @@ def test_a_method_that_is_missing_on_either_side_is_named() -> None:
         "a pgd-20: None, recorded 1.0",
         "b pgd-20: 1.0, recorded None",
     ]
+
+
+def test_the_committed_receipt_belongs_to_the_committed_lock(committed: Callable[[str], bytes]) -> None:
+    receipt = json.loads(committed("receipt.json"))
+    assert receipt["dvc.lock"] == hashlib.sha256(committed("dvc.lock")).hexdigest()
+    assert {"torch", "processor", "threads"} <= receipt["machine"].keys()
