@@ -29,8 +29,8 @@ def verify(p: "Params", root: Path) -> int:
     receipt = parse_text(_committed(RECEIPT), str(RECEIPT))
     here = machine.fingerprint(p.runtime)
     if here == receipt["machine"]:
-        print("verify: same kind of machine as recorded, so every output must be equal to the byte")
-        problems = unequal_outputs(parse_text(_committed(LOCK), "committed dvc.lock"), read_yaml(root / LOCK))
+        print("verify: same kind of machine as recorded, so dvc.lock and every output must be equal to the byte")
+        problems = unequal_entries(parse_text(_committed(LOCK), "committed dvc.lock"), read_yaml(root / LOCK))
     else:
         for name in sorted(here.keys() | receipt["machine"].keys()):
             if here.get(name) != receipt["machine"].get(name):
@@ -45,13 +45,13 @@ def verify(p: "Params", root: Path) -> int:
     return 1 if problems else 0
 
 
-def unequal_outputs(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Outputs of two dvc.lock documents that differ, a line each."""
-    left, right = _outputs(expected), _outputs(found)
+def unequal_entries(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Commands, parameters, dependencies and outputs of two dvc.lock documents that differ, a line each."""
+    left, right = _entries(expected), _entries(found)
     return [
-        f"{path}: {right.get(path, 'missing')}, recorded {left.get(path, 'nothing')}"
-        for path in sorted(left.keys() | right.keys())
-        if left.get(path) != right.get(path)
+        f"{name}: {right.get(name, 'missing')}, recorded {left.get(name, 'nothing')}"
+        for name in sorted(left.keys() | right.keys())
+        if left.get(name) != right.get(name)
     ]
 
 
@@ -67,8 +67,15 @@ def distant_accuracies(expected: dict[str, Any], found: dict[str, Any], toleranc
     ]
 
 
-def _outputs(lock: dict[str, Any]) -> dict[str, str]:
-    return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage.get("outs", [])}
+def _entries(lock: dict[str, Any]) -> dict[str, str]:
+    """Every fact of a lock under a name: `stage cmd`, `stage params`, `stage deps PATH`, `stage outs PATH`."""
+    entries = {}
+    for name, stage in lock["stages"].items():
+        entries[f"{name} cmd"] = stage["cmd"]
+        entries[f"{name} params"] = str(stage.get("params"))
+        for kind in ("deps", "outs"):
+            entries |= {f"{name} {kind} {item['path']}": item["md5"] for item in stage.get(kind, [])}
+    return entries
 
 
 def _means(comparison: dict[str, Any]) -> dict[tuple[str, str], float]:

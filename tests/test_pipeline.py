@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 
 from pipeline.files import read_csv, read_json
 from pipeline.verdicts import Verdicts
+from pipeline.yaml_files import parse_text
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("at_pgd", "adt_exp", "adt_exp_am", "adt_imp_am")
@@ -119,6 +120,14 @@ def test_the_ablation_has_every_point_and_contains_lambda_zero(workspace: Worksp
     rows = read_csv(workspace.folder / "results/ablation/lambda.csv")
     assert [(float(row["lam"]), int(row["seed"])) for row in rows] == [(0.0, 0), (1.0, 0)]
     assert float(rows[0]["entropy"]) < float(rows[1]["entropy"])
+
+
+def test_byte_code_is_no_dependency(workspace: Workspace) -> None:
+    """It holds paths and times, so with it dvc.lock would differ from clone to clone."""
+    lock = parse_text(workspace.read("dvc.lock").decode(), "dvc.lock")
+    folders = [dep for stage in lock["stages"].values() for dep in stage["deps"] if dep["path"] == "pipeline/models"]
+    sources = list((workspace.folder / "pipeline/models").glob("*.py"))
+    assert folders and all(dep["nfiles"] == len(sources) for dep in folders)
 
 
 def test_a_second_repro_does_nothing(workspace: Workspace) -> None:
@@ -328,7 +337,7 @@ def test_a_missing_data_folder_is_one_line_and_status_2(workspace: Workspace) ->
 def test_verify_accepts_this_reproduction_and_names_what_differs(workspace: Workspace) -> None:
     workspace.pipeline("verify", "--record")
     workspace.commit("receipt")
-    assert "equal to the byte" in workspace.pipeline("verify")
+    assert "must be equal to the byte" in workspace.pipeline("verify")
     lock = workspace.folder / "dvc.lock"
     original = lock.read_text()
     metrics = re.search(r"path: runs/at_pgd/seed-0/metrics.json\n\s+hash: md5\n\s+md5: (\w+)", original)

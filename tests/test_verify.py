@@ -7,31 +7,36 @@ from typing import Any
 
 import pytest
 
-from pipeline.verify import distant_accuracies, unequal_outputs
+from pipeline.verify import distant_accuracies, unequal_entries
 
 
-def lock(**md5s: str) -> dict[str, Any]:
-    return {"stages": {"s": {"cmd": "x", "outs": [{"path": path, "md5": md5} for path, md5 in md5s.items()]}}}
+def lock(cmd: str = "x", deps: dict[str, str] | None = None, **outs: str) -> dict[str, Any]:
+    def items(md5s: dict[str, str]) -> list[dict[str, str]]:
+        return [{"path": path, "md5": md5} for path, md5 in md5s.items()]
+
+    return {"stages": {"s": {"cmd": cmd, "deps": items(deps or {"d": "0"}), "outs": items(outs)}}}
 
 
 def comparison(**means: float) -> dict[str, Any]:
     return {"methods": {method: {"pgd-20": {"mean": mean}} for method, mean in means.items()}}
 
 
-def test_equal_locks_have_no_unequal_outputs() -> None:
-    assert unequal_outputs(lock(a="1", b="2"), lock(a="1", b="2")) == []
+def test_equal_locks_have_no_unequal_entries() -> None:
+    assert unequal_entries(lock(a="1", b="2"), lock(a="1", b="2")) == []
 
 
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        (lock(a="1", b="3"), "b: 3, recorded 2"),
-        (lock(a="1"), "b: missing, recorded 2"),
-        (lock(a="1", b="2", c="4"), "c: 4, recorded nothing"),
+        (lock(a="1", b="3"), "s outs b: 3, recorded 2"),
+        (lock(a="1"), "s outs b: missing, recorded 2"),
+        (lock(a="1", b="2", c="4"), "s outs c: 4, recorded nothing"),
+        (lock(a="1", b="2", deps={"d": "5"}), "s deps d: 5, recorded 0"),
+        (lock(a="1", b="2", cmd="y"), "s cmd: y, recorded x"),
     ],
 )
-def test_every_difference_of_outputs_is_named(found: dict[str, Any], said: str) -> None:
-    assert unequal_outputs(lock(a="1", b="2"), found) == [said]
+def test_every_difference_of_locks_is_named(found: dict[str, Any], said: str) -> None:
+    assert unequal_entries(lock(a="1", b="2"), found) == [said]
 
 
 def test_accuracies_within_the_tolerance_agree_and_beyond_it_do_not() -> None:
