@@ -16,7 +16,7 @@ def lambda_grid(
     evaluate: Evaluate,
     storage: Path,
     study_name: str,
-    on_trial: Callable[[dict[str, Any]], None] = lambda row: None,
+    on_point: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
     """Evaluate every (lambda, seed) once; returns one row a point, ordered by (lambda, seed).
 
@@ -24,6 +24,7 @@ def lambda_grid(
     measured values. `study_name` must determine what a trial means (a hash of everything but
     lambda and seed): a study of that name in `storage` is continued, its finished trials
     are not repeated, and a trial that a killed process left running is run again.
+    `on_point` receives every row as soon as it is there, those of earlier processes first.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage.parent.mkdir(parents=True, exist_ok=True)
@@ -39,16 +40,21 @@ def lambda_grid(
         "lam": optuna.distributions.FloatDistribution(0, max(lams)),
         "seed": optuna.distributions.IntDistribution(0, max(seeds)),
     }
-    for point in _missing(study, lams, seeds):
-        study.sampler = _fixed(point)
+    done = _finished(study)
+    points = [(lam, seed) for lam in lams for seed in seeds]
+    for point in sorted(points, key=lambda point: point not in done):
+        if point in done:
+            on_point(done[point])
+            continue
+        study.sampler = _fixed({"lam": point[0], "seed": point[1]})
         trial = study.ask(space)
         value, measured = evaluate(trial.params["lam"], trial.params["seed"])
         for name, number in measured.items():
             trial.set_user_attr(name, number)
         study.tell(trial, value)
-        on_trial({**point, **measured})
-    finished = _finished(study)
-    return [finished[lam, seed] for lam in sorted(lams) for seed in sorted(seeds)]
+        on_point({**trial.params, "val_robust": value, **measured})
+    done = _finished(study)
+    return [done[point] for point in sorted(points)]
 
 
 def _fixed(point: dict[str, Any]) -> optuna.samplers.BaseSampler:
@@ -58,21 +64,6 @@ def _fixed(point: dict[str, Any]) -> optuna.samplers.BaseSampler:
         return optuna.samplers.PartialFixedSampler(point, optuna.samplers.RandomSampler(seed=0))
 
 
-def count_finished(storage: Path, study_name: str) -> int:
-    """How many points of a study are already evaluated."""
-    if not storage.exists():
-        return 0
-    try:
-        return len(_finished(optuna.load_study(study_name=study_name, storage=f"sqlite:///{storage.absolute()}")))
-    except KeyError:
-        return 0
-
-
 def _finished(study: optuna.Study) -> dict[tuple[float, int], dict[str, Any]]:
     trials = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     return {(t.params["lam"], t.params["seed"]): {**t.params, "val_robust": t.value, **t.user_attrs} for t in trials}
-
-
-def _missing(study: optuna.Study, lams: list[float], seeds: list[int]) -> list[dict[str, Any]]:
-    done = _finished(study)
-    return [{"lam": lam, "seed": seed} for lam in lams for seed in seeds if (lam, seed) not in done]

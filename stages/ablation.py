@@ -15,7 +15,7 @@ from pipeline.diversity import describe
 from pipeline.files import digest, digest_code, write_csv
 from pipeline.params import Params
 from pipeline.progress import Progress
-from pipeline.search import count_finished, lambda_grid
+from pipeline.search import lambda_grid
 from pipeline.seeding import Stream
 from pipeline.verdicts import NATURAL, Verdicts
 from stages.common import WORK, run_stage
@@ -43,7 +43,6 @@ def main() -> None:
 
     name, storage = study_name(p), WORK / "ablation" / "study.db"
     with Progress("lambda ablation", len(settings.lams) * len(settings.seeds)) as bar:
-        bar.reach(count_finished(storage, name))
         rows = lambda_grid(
             settings.lams,
             settings.seeds,
