@@ -93,14 +93,18 @@ class Scheduler:
         self.done: set[str] = set()
         self.failed: list[str] = []
         self.running: list[Running] = []
+        self.interrupted = False
 
     def run(self) -> list[str]:
         """Run everything that can run; returns the stages that failed (what waits for them is not run)."""
         LOGS.mkdir(parents=True, exist_ok=True)
-        previous = signal.signal(signal.SIGTERM, _interrupt)
+        # Signals are noted, not raised: an exception between a fork and its bookkeeping would leave an orphan.
+        previous = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             with Progress("stages", len(self.graph), interval=0) as bar:
                 while self._start() or self.running:
+                    if self.interrupted:
+                        raise KeyboardInterrupt
                     for finished in self._finished():
                         seconds = time.monotonic() - finished.started
                         outcome = "failed" if finished.stage in self.failed else "done"
@@ -110,8 +114,12 @@ class Scheduler:
             self._stop()
             raise
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
         return self.failed
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self.interrupted = True
 
     def _start(self) -> bool:
         """Start waiting stages, in the order of dvc.yaml, while slots are free."""
@@ -201,7 +209,3 @@ def _dvc(*arguments: str) -> str:
     if done.returncode:
         raise UserError(f"dvc {' '.join(arguments)}: {done.stderr.strip().splitlines()[-1]}")
     return done.stdout
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
