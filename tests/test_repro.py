@@ -48,8 +48,11 @@ def test_a_stage_starts_only_after_every_stage_before_it(fake_dvc: Path) -> None
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
-def test_never_more_stages_at_once_than_slots(fake_dvc: Path, slots: int) -> None:
-    Scheduler({str(n): set() for n in range(6)}, [{}] * slots).run()
+def test_as_many_stages_at_once_as_slots_and_never_more(
+    fake_dvc: Path, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAUSE", "1")
+    Scheduler({str(n): set() for n in range(4)}, [{}] * slots).run()
     running = most = 0
     for what, _ in events(fake_dvc):
         running += 1 if what == "start" else -1
