@@ -2,36 +2,64 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.models.folding import folded
+from pipeline.models.lowering import Lowered, is_wide
 from pipeline.perturbation import PerturbationSet, onto_images
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-@contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Evaluation mode and no parameter gradients inside the block; every module as before after it.
+@dataclass(frozen=True)
+class Inner:
+    """How a network runs while an adversary or an attack takes gradients with respect to images.
 
-    Yields the model with batch norm folded into its convolutions, for gradients with
-    respect to inputs. Batch norm in evaluation mode is what the released code uses
-    inside its inner loops; leaving out parameter gradients saves a third of the arithmetic.
+    `batch_norm`: "eval" (the released ADT code) or "train" (batch statistics, and the running
+    ones move: Rice et al. 2020). `precision`: "fp32" or "bf16", of the network alone.
+    """
+
+    batch_norm: str = "eval"
+    precision: str = "fp32"
+
+
+EVALUATING = Inner()
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module, inner: Inner = EVALUATING) -> Iterator[nn.Module]:
+    """No parameter gradients inside the block, and the mode that `inner` asks for; every module as before after it.
+
+    Yields what gradients with respect to inputs go through: in evaluation mode batch norm is
+    folded into the convolutions, wide networks run channels last, and with bf16 the network's
+    arithmetic is bfloat16; images in and logits out stay as they are. Leaving out parameter
+    gradients saves a third of the arithmetic.
     """
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
+    model.train(inner.batch_norm == "train")
     for parameter, _ in wanted:
         parameter.requires_grad_(False)
     try:
-        yield folded(model)
+        view = model if inner.batch_norm == "train" else folded(model)
+        if inner.precision == "bf16":
+            view = Lowered(view, torch.bfloat16)
+        elif is_wide(model):
+            view = Lowered(view, next(model.parameters()).dtype)
+        yield view
     finally:
         for module, training in modes:
             module.training = training
         for parameter, requires_grad in wanted:
             parameter.requires_grad_(requires_grad)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Arithmetic of a network that is being trained: bfloat16 inside the block if `precision` is "bf16"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def input_gradient(model: nn.Module, x: Tensor, labels: Tensor, loss: Loss) -> Tensor:
@@ -55,17 +83,19 @@ def ascend(
 ) -> Tensor:
     """Climb `loss` from the start `delta` for `steps` projected steps; returns the last images.
 
-    delta <- project(delta + step_size * direction(g)), with g the input gradient at
-    clip(x + delta, 0, 1). With `momentum` (MIM, Dong et al. 2018) the direction is
-    taken of the running sum m <- momentum * m + g / mean|g|. The caller freezes the model.
+    The start is clipped to images first; then delta <- project(delta + step_size * direction(g)),
+    with g the input gradient at x + delta, and x + delta is clipped to [0, 1] again. With `momentum`
+    (MIM, Dong et al. 2018) the direction is taken of the running sum m <- momentum * m + g / mean|g|.
+    The caller freezes the model.
     """
     velocity = torch.zeros_like(x)
+    images = onto_images(x, delta)
     for _ in range(steps):
-        gradient = input_gradient(model, onto_images(x, delta), labels, loss)
+        gradient = input_gradient(model, images, labels, loss)
         if momentum is not None:
             scale = gradient.abs().flatten(1).mean(1).clamp_min(1e-12)
             velocity = momentum * velocity + gradient / scale.view(-1, 1, 1, 1)
             gradient = velocity
-        delta = perturbations.project(delta + step_size * perturbations.direction(gradient))
-        delta = onto_images(x, delta) - x
-    return onto_images(x, delta)
+        delta = perturbations.project(images - x + step_size * perturbations.direction(gradient))
+        images = onto_images(x, delta)
+    return images

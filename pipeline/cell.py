@@ -10,15 +10,17 @@ from torch import nn
 
 from pipeline import adversaries, models, perturbation
 from pipeline.adversaries import Adversary
+from pipeline.adversaries.profiles import resolve
+from pipeline.ascent import Inner
 from pipeline.data.store import load_meta, load_split
-from pipeline.files import digest, digest_code
+from pipeline.files import digest, digest_code, digest_file
 from pipeline.machine import fingerprint
 from pipeline.perturbation import PerturbationSet
 from pipeline.seeding import Stream, seeded_globals
 from pipeline.training.loop import Progress, Trainer
 
 if TYPE_CHECKING:
-    from pipeline.params import Params
+    from pipeline.params import Method, Params
 
 # The code a training run's numbers depend on; dvc.yaml names the same under `deps` of `train`.
 TRAINING_CODE = (
@@ -50,6 +52,11 @@ class Cell:
         """Where `prepare` put the data set."""
         return Path("data") / self.params.data.name
 
+    @property
+    def settings(self) -> "Method":
+        """The method's parameters, every switch resolved."""
+        return resolve(self.method, self.params.method(self.method))
+
     def description(self) -> dict[str, Any]:
         """Resolved parameters, data hash and code hash: what the content key is made of."""
         p = self.params
@@ -57,12 +64,17 @@ class Cell:
             "method": self.method,
             "seed": self.seed,
             "data": {"name": p.data.name, "sha256": load_meta(self.data_folder)["sha256"]},
-            "threat": p.threat.model_dump(),
+            "threat": p.threat.model_dump() | self._set_code(),
             "model": p.model.model_dump(),
             "train": p.train.model_dump(exclude={"checkpoint_seconds"}),
-            "method_params": p.method(self.method).model_dump(),
+            "method_params": self.settings.model_dump(by_alias=True),
             "code": digest_code(Path(), *TRAINING_CODE),
         }
+
+    def _set_code(self) -> dict[str, str]:
+        """What makes a user's own perturbation set: the hash of its file."""
+        file = perturbation.source(self.params.threat.set)
+        return {} if file is None else {"code": digest_file(file)}
 
     def fingerprint(self) -> str:
         """The description and the machine: equal fingerprints mean equal bits."""
@@ -73,9 +85,10 @@ class Cell:
         meta = load_meta(self.data_folder)
         channels, size, _ = meta["shape"]
         perturbations = perturbation.build(self.params.threat.set, self.params.threat.eps)
+        inner = Inner(self.params.train.inner_batch_norm, self.params.train.precision)
         model = models.classifier(self.params.model, meta, self.seed)
         with seeded_globals(Stream.of(self.seed, "initialisation", "adversary")):
-            adversary = adversaries.build(self.method, self.params.method(self.method), perturbations, channels, size)
+            adversary = adversaries.build(self.method, self.settings, perturbations, channels, size, inner)
         return model.to(device), adversary.to(device), perturbations
 
     def train(
@@ -84,7 +97,10 @@ class Cell:
         state_path: Path,
         on_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
     ) -> tuple[Progress, nn.Module, Adversary]:
-        """Train, resuming from `state_path` if this very run was interrupted; the model ends at its last epoch."""
+        """Train, resuming from `state_path` if this very run was interrupted.
+
+        The model returned is that of the last epoch, averaged where `train.ema` says so.
+        """
         model, adversary, perturbations = self.build(device)
         trainer = Trainer(
             model,
@@ -95,8 +111,9 @@ class Cell:
             state_path,
             self.fingerprint(),
             on_epoch,
+            f"{self.method} seed {self.seed}",
         )
         progress = trainer.run(
             load_split(self.data_folder, "train", device), load_split(self.data_folder, "validation", device)
         )
-        return progress, model, adversary
+        return progress, trainer.evaluated, adversary

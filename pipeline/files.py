@@ -1,5 +1,6 @@
 """Atomic, deterministic files: a reader sees the old content or the new, never half."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -9,19 +10,29 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import UserError
+
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` atomically (temporary sibling, fsync, rename)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write `content` to `path` atomically (temporary sibling, fsync, rename).
+
+    Raises `UserError` where the system refuses (disk full, read-only, no permission); what
+    `path` held before is untouched.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as handle:
             handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        kept = "; the file that was there is untouched" if path.exists() else ""
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}{kept}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -23,6 +23,9 @@ def prepare(runtime: "Runtime") -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # The same as use_deterministic_algorithms(True), which also imports the compiler: a second a process.
     torch.set_deterministic_debug_mode("error")
+    # Which would also fill every new tensor with NaN, a tenth of a step on the digits; no kernel here reads
+    # memory it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     _keep_freed_memory()
@@ -48,7 +51,7 @@ def fingerprint(runtime: "Runtime") -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": str(runtime.threads),
@@ -69,7 +72,7 @@ def _keep_freed_memory() -> None:
 
 
 @cache
-def _processor() -> str:
+def processor() -> str:
     """Vendor, family, model and cache size from /proc/cpuinfo; elsewhere what Python knows."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():

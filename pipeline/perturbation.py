@@ -1,19 +1,26 @@
 """Perturbation sets: what an adversary may add to an image.
 
-Every set is an object with the same six operations, so that adversaries and
+Every set is an object with the same operations, so that adversaries and
 attacks never ask which set they work in. Images and perturbations are float32
 (N, C, H, W); images live in [0, 1]. Clipping x + delta to [0, 1] is not part of
 a set: it is done by `onto_images`, as the released code does.
 """
 
+import importlib
+import inspect
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from pipeline.errors import UserError
 from pipeline.seeding import Noise
+
+Upstream = Callable[[Tensor], Tensor]
 
 
 class PerturbationSet(Protocol):
@@ -31,10 +38,13 @@ class PerturbationSet(Protocol):
         """The nearest point of the set."""
 
     def norm(self, delta: Tensor) -> Tensor:
-        """The set's norm of each row: (N,)."""
+        """The set's norm of each row: (N,); at most eps exactly inside the set."""
 
     def squash(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Map unbounded `u` into the open set: (delta, log |det d delta / d u| a row: (N,))."""
+
+
+_OPERATIONS = ("start", "direction", "project", "norm", "squash")
 
 
 class Linf:
@@ -63,6 +73,12 @@ class Linf:
         """delta = eps tanh(u), coordinate by coordinate (ADT, section 3.2)."""
         log_det = math.log(self.eps) + log_one_minus_tanh_squared(u)
         return self.eps * torch.tanh(u), log_det.flatten(1).sum(1)
+
+    def pull_back(self, u: Tensor, upstream: Upstream, weight: float) -> Tensor:
+        """`pull_back` in closed form: d delta / du = eps (1 - tanh^2), d log_det / du = -2 tanh."""
+        squashed = torch.tanh(u)
+        gradient = upstream(self.eps * squashed)
+        return gradient.mul_(1 - squashed.square()).mul_(self.eps).sub_(squashed, alpha=2 * weight)
 
 
 class L2:
@@ -106,12 +122,50 @@ class L2:
         return u * _per_row(radius / length, u), along + across
 
 
+def pull_back(perturbations: PerturbationSet, u: Tensor, upstream: Upstream, weight: float) -> Tensor:
+    """Gradient with respect to u of J(delta) + weight * log |det d delta / d u|, delta = squash(u): like u.
+
+    `upstream` maps delta (N, C, H, W) to dJ / d delta. A set may have a method of this name that does the same
+    with less work; else the map is differentiated.
+    """
+    if hasattr(perturbations, "pull_back"):
+        return perturbations.pull_back(u, upstream, weight)
+    leaf = u.detach().requires_grad_()
+    with torch.enable_grad():
+        delta, log_det = perturbations.squash(leaf)
+    gradient = upstream(delta.detach())
+    return torch.autograd.grad((delta, log_det), leaf, (gradient, torch.full_like(log_det, weight)))[0]
+
+
 _SETS = {"linf": Linf, "l2": L2}
 
 
 def build(name: str, eps: float) -> PerturbationSet:
-    """The set called `name` ("linf" or "l2") with radius `eps`, in units of the image range."""
-    return _SETS[name](eps)
+    """The set called `name` with radius `eps`, in units of the image range.
+
+    `name`: "linf", "l2", or the import path `package.module:Class` of a class that is called
+    with eps and has the operations of `PerturbationSet`. Raises `UserError` where it cannot be
+    imported or lacks one.
+    """
+    kind = _SETS.get(name) or _imported(name)
+    return kind(eps)
+
+
+def source(name: str) -> Path | None:
+    """The file that defines a user's own set; None for the built-in ones."""
+    return None if name in _SETS else Path(inspect.getfile(_imported(name)))
+
+
+def _imported(name: str) -> type[PerturbationSet]:
+    module, _, attribute = name.partition(":")
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"params.yaml: threat.set: {name}: cannot be imported: {error}") from error
+    missing = [operation for operation in _OPERATIONS if not callable(getattr(kind, operation, None))]
+    if missing:
+        raise UserError(f"params.yaml: threat.set: {name}: lacks {', '.join(missing)} (needs {', '.join(_OPERATIONS)})")
+    return kind
 
 
 def onto_images(x: Tensor, delta: Tensor) -> Tensor:

@@ -76,8 +76,9 @@ def _assign(document: Any, path: list[str], value: Any, key: str) -> None:
         if not isinstance(document, dict) or part not in document:
             raise UserError(f"--set {key}: no key {part!r}; there are: {_keys(document)}")
         document = document[part]
-    if not isinstance(document, dict) or path[-1] not in document:
-        raise UserError(f"--set {key}: no key {path[-1]!r}; there are: {_keys(document)}")
+    known = params.keys_at(path[:-1])
+    if not isinstance(document, dict) or path[-1] not in {*document, *known}:
+        raise UserError(f"--set {key}: no key {path[-1]!r}; there are: {', '.join(known) or _keys(document)}")
     document[path[-1]] = value
 
 

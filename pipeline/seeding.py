@@ -63,10 +63,12 @@ class Noise:
         """Uniform on the open interval (0, 1), float32 (N, *shape), 23 random bits each.
 
         The half-integer grid (b + 1/2) / 2^23 is exact in float32 and never rounds to 0 or 1.
+        One hash gives two numbers: the first half of a row is made of its high bits, the second of lower ones.
         """
-        bits = _shift(self._hash(math.prod(shape), draw), 41)
-        values = bits.to(torch.float32).add_(0.5).mul_(2.0**-23)
-        return values.view(len(self.index), *shape)
+        count = math.prod(shape)
+        words = self._hash((count + 1) // 2, draw)
+        bits = torch.cat([words >> 41, words >> 18], 1)[:, :count].bitwise_and_(2**23 - 1)
+        return bits.to(torch.float32).add_(0.5).mul_(2.0**-23).view(len(self.index), *shape)
 
     def normal(self, *shape: int, draw: int = 0) -> Tensor:
         """Standard normal, float32 (N, *shape), by the inverse distribution function (|r| < 5.3)."""
@@ -83,14 +85,10 @@ class Noise:
 
 
 def _mix(z: Tensor) -> Tensor:
-    z = (z ^ _shift(z, 30)) * _MULTIPLIERS[0]
-    z = (z ^ _shift(z, 27)) * _MULTIPLIERS[1]
-    return z ^ _shift(z, 31)
-
-
-def _shift(z: Tensor, n: int) -> Tensor:
-    """Logical right shift (torch's shift of int64 is arithmetic)."""
-    return (z >> n) & ((1 << (64 - n)) - 1)
+    """SplitMix64's finaliser, in place: torch's shift of int64 is arithmetic, hence the masks."""
+    z.bitwise_xor_((z >> 30).bitwise_and_((1 << 34) - 1)).mul_(_MULTIPLIERS[0])
+    z.bitwise_xor_((z >> 27).bitwise_and_((1 << 37) - 1)).mul_(_MULTIPLIERS[1])
+    return z.bitwise_xor_((z >> 31).bitwise_and_((1 << 33) - 1))
 
 
 @contextlib.contextmanager
@@ -102,8 +100,13 @@ def seeded_globals(stream: Stream) -> Iterator[None]:
 
 
 def capture() -> dict[str, Any]:
-    """Every global random state there is, for code outside our control (a user's dropout, say)."""
-    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    """Every global random state there is, for code outside our control (a user's dropout, say).
+
+    Made of tensors and plain Python values only, so that a weights-only reader can load it.
+    """
+    kind, keys, *rest = np.random.get_state()
+    numpy_state = (kind, torch.from_numpy(keys.astype(np.int64)), *rest)
+    state = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
@@ -112,7 +115,8 @@ def capture() -> dict[str, Any]:
 def restore(state: dict[str, Any]) -> None:
     """Put back what `capture` took."""
     random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if "cuda" in state:
         torch.cuda.set_rng_state_all(state["cuda"])

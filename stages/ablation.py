@@ -7,8 +7,7 @@ from torch import nn
 
 from pipeline import machine, params, perturbation, plots
 from pipeline.adversaries.explicit import Explicit
-from pipeline.attacks import loop
-from pipeline.attacks.catalogue import compose
+from pipeline.attacks import suite
 from pipeline.cell import TRAINING_CODE, Cell
 from pipeline.data.store import load_split
 from pipeline.diversity import describe
@@ -79,15 +78,7 @@ def measure(p: Params, cell: Cell, model: nn.Module, adversary: Explicit, device
     test = load_split(cell.data_folder, "test", device)
     perturbations = perturbation.build(p.threat.set, p.threat.eps)
     columns = {
-        name: loop.run(
-            loop.identity if settings is None else compose(settings, p.threat.eps),
-            model,
-            test,
-            perturbations,
-            Stream.of(p.evaluation.seed, "attack", name),
-            p.evaluation.batch_size,
-        )
-        for name, settings in ({NATURAL: None} | dict(p.evaluation.attacks)).items()
+        name: suite.column(name, p.evaluation, model, test, perturbations) for name in suite.attacks(p.evaluation)
     }
     verdicts = Verdicts.join(columns, test.y.cpu().numpy(), test.index.cpu().numpy(), "")
     accuracies = verdicts.accuracies()

@@ -6,15 +6,13 @@ import numpy as np
 import torch
 
 from pipeline import machine, models, params, perturbation
-from pipeline.attacks import loop
-from pipeline.attacks.catalogue import compose
+from pipeline.attacks import suite
 from pipeline.data.store import Split, load_meta, load_split
 from pipeline.files import digest, digest_code, digest_file, write_json, write_npz
 from pipeline.models.weights import load_weights
 from pipeline.params import Params
 from pipeline.progress import Progress
-from pipeline.seeding import Stream
-from pipeline.verdicts import NATURAL, Column, Verdicts
+from pipeline.verdicts import Column, Verdicts
 from stages.common import WORK, cell_of_command_line, run_folder, run_stage, verdict_file
 
 # The code a verdict depends on; part of the key under which finished columns are kept.
@@ -36,21 +34,23 @@ def main() -> None:
     checkpoint = run_folder(method, seed) / "model.safetensors"
     data = Path("data") / p.data.name
     model = models.classifier(p.model, load_meta(data))
-    load_weights(checkpoint, model)
+    load_weights(checkpoint, model, models.architecture(p.model))
     test = load_split(data, "test", device)
     target = verdict_file(method, seed)
 
     identity = digest_file(checkpoint)
     cache = WORK / "attack" / identity[:16]
+    own_set = perturbation.source(p.threat.set)
     common = [
         p.threat.model_dump(),
+        own_set and digest_file(own_set),
         p.evaluation.batch_size,
         p.evaluation.seed,
         load_meta(data)["sha256"],
         digest_code(Path(), *EVALUATION_CODE),
         machine.fingerprint(p.runtime),
     ]
-    attacks = {NATURAL: None} | dict(p.evaluation.attacks)
+    attacks = suite.attacks(p.evaluation)
     columns = {}
     with Progress(f"attack {method} seed {seed}", len(attacks)) as bar:
         for name, settings in attacks.items():
@@ -68,14 +68,8 @@ def _column(cached: Path, p: Params, name: str, model: torch.nn.Module, test: Sp
     if cached.exists():
         with np.load(cached) as arrays:
             return Column(arrays["broken"], arrays["margin"], arrays["norm"])
-    column = loop.run(
-        loop.identity if name == NATURAL else compose(p.evaluation.attacks[name], p.threat.eps),
-        model,
-        test,
-        perturbation.build(p.threat.set, p.threat.eps),
-        Stream.of(p.evaluation.seed, "attack", name),
-        p.evaluation.batch_size,
-    )
+    perturbations = perturbation.build(p.threat.set, p.threat.eps)
+    column = suite.column(name, p.evaluation, model, test, perturbations)
     write_npz(cached, broken=column.broken, margin=column.margin, norm=column.norm)
     return column
 

@@ -26,7 +26,7 @@ def main() -> None:
     with Progress("landscape", len(p.matrix.methods)) as bar:
         for method in p.matrix.methods:
             model = models.classifier(p.model, load_meta(data)).to(device)
-            load_weights(run_folder(method, seed) / "model.safetensors", model)
+            load_weights(run_folder(method, seed) / "model.safetensors", model, models.architecture(p.model))
             coordinates, losses = landscape.surface(
                 model,
                 examples.x,

@@ -5,7 +5,7 @@ import shutil
 import time
 from typing import Any
 
-from pipeline import live, machine, params
+from pipeline import live, machine, models, params
 from pipeline.cell import Cell
 from pipeline.data.store import load_meta
 from pipeline.files import digest, write_csv, write_json, write_text
@@ -42,11 +42,12 @@ def main() -> None:
         progress, model, adversary = cell.train(device, work / "state.pt", on_epoch)
 
     folder = run_folder(cell.method, cell.seed)
-    save_weights(folder / "model.safetensors", progress.selected)
-    save_weights(folder / "last.safetensors", model.state_dict())
+    architecture = models.architecture(p.model)
+    save_weights(folder / "model.safetensors", progress.selected, architecture)
+    save_weights(folder / "last.safetensors", model.state_dict(), architecture)
     save_weights(folder / "adversary.safetensors", adversary.state_dict())
     write_csv(folder / "history.csv", progress.history, HISTORY_COLUMNS)
-    evaluations = adversary.gradient_evaluations + 1
+    evaluations = adversary.gradient_evaluations + adversary.training_evaluations
     write_json(
         folder / "run.json",
         {

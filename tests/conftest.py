@@ -82,13 +82,14 @@ def double_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def textbook_ascent() -> Callable[..., Tensor]:
-    """PGD and MIM written out: gradient at the clipped image, running sum, step, projection, clip."""
+    """PGD and MIM written out: a clipped start, gradient at the clipped image, running sum, step, projection, clip."""
 
     def lengths(v: Tensor) -> Tensor:
         return v.square().sum((1, 2, 3), keepdim=True).sqrt()
 
     def climb(model, x, labels, delta, loss, perturbations, steps, step_size, momentum=None) -> Tensor:
         eps, velocity = perturbations.eps, torch.zeros_like(x)
+        delta = (x + delta).clamp(0, 1) - x
         for _ in range(steps):
             image = (x + delta).clamp(0, 1).requires_grad_()
             g = torch.autograd.grad(loss(model(image), labels).sum(), image)[0]

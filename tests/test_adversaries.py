@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_settings import METHODS, train_settings
 from torch import Tensor, nn
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.nn.functional import cross_entropy, softplus
@@ -19,19 +20,14 @@ from pipeline.perturbation import Linf, PerturbationSet, onto_images
 from pipeline.seeding import Noise, Stream, seeded_globals
 from pipeline.training.loop import Trainer
 
-SETTINGS = {
-    "at_pgd": params.ProjectedGradient(steps=4, step_size=0.08),
-    "adt_exp": params.Explicit(lam=0.1, steps=3, samples=2, inner_lr=0.3, initial_rho=0.0, accumulate=True),
-    "adt_exp_am": params.Amortized(lam=0.1, width=4, gradient_input="sign", generator_lr=0.001),
-    "adt_imp_am": params.AmortizedImplicit(
-        lam=1.0, width=4, gradient_input="sign", generator_lr=0.001, tau=0.5, latent=5, encoder_width=2
-    ),
-}
-INNER = {"at_pgd", "adt_exp"}  # the methods that search anew for each image
+AMORTIZED = {"adt_exp_am", "adt_imp_am"}
+DISTRIBUTIONAL = AMORTIZED | {"adt_exp"}
+# The methods that search anew for each image, without looking at the others of its batch.
+INNER = {"at_fgsm", "at_pgd", "trades", "adt_exp"}
 NOISE = Stream.of(0, "adversary", 1)
 
 
-@pytest.fixture(params=SETTINGS)
+@pytest.fixture(params=METHODS)
 def method(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -42,13 +38,13 @@ def make(perturbations: PerturbationSet) -> Callable[..., adversaries.Adversary]
 
     def make(name: str, **changes) -> adversaries.Adversary:
         with seeded_globals(Stream.of(0, "test adversary")):
-            return adversaries.build(name, SETTINGS[name].model_copy(update=changes), perturbations, 1, 6)
+            return adversaries.build(name, METHODS[name].model_copy(update=changes), perturbations, 1, 6)
 
     return make
 
 
 def explicit(perturbations: PerturbationSet, **changes) -> Explicit:
-    return Explicit(SETTINGS["adt_exp"].model_copy(update=changes), perturbations, 1, 6)
+    return Explicit(METHODS["adt_exp"].model_copy(update=changes), perturbations, 1, 6)
 
 
 def without_preference(model: nn.Module) -> nn.Module:
@@ -67,7 +63,19 @@ def test_samples_stay_in_the_set_and_in_the_image_range(method, make, make_model
     assert samples.x.shape == data.x.shape
     assert samples.x.min() >= 0 and samples.x.max() <= 1
     assert (adversary.perturbations.norm(samples.x - data.x) <= adversary.perturbations.eps + 1e-6).all()
-    assert not torch.equal(samples.x, data.x)
+    assert torch.equal(samples.x, data.x) == (method == "standard")
+
+
+@pytest.mark.parametrize("method", sorted(DISTRIBUTIONAL), indirect=True)
+def test_several_samples_of_an_image_stand_beside_each_other_and_differ(
+    method, make, make_model, make_examples
+) -> None:
+    data, adversary = make_examples(), make(method, outer_samples=3)
+    samples = adversary(make_model(), data.x, data.y, NOISE.at(data.index)).x.detach()
+    assert len(samples) == 3 * len(data.x) and adversary.training_evaluations == 3
+    deltas = samples - data.x.repeat_interleave(3, 0)
+    assert (adversary.perturbations.norm(deltas) <= adversary.perturbations.eps + 1e-6).all()
+    assert (deltas[::3] != deltas[1::3]).flatten(1).any(1).all()
 
 
 @pytest.mark.usefixtures("untouched_random_state")
@@ -90,7 +98,7 @@ def test_the_same_noise_gives_the_same_samples_and_other_noise_others(method, ma
     first, again = (make(method)(model, data.x, data.y, NOISE.at(data.index)).x for _ in range(2))
     other = make(method)(model, data.x, data.y, Stream.of(0, "adversary", 2).at(data.index)).x
     assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    assert torch.equal(first, other) == (method in ("standard", "at_fgsm"))  # these do not draw
 
 
 @pytest.mark.usefixtures("double_noise")
@@ -105,7 +113,12 @@ def test_an_examples_inner_search_does_not_depend_on_its_batch(method, make, mak
 def test_gradient_evaluations_count_the_images_through_the_classifier(method, make, make_model, make_examples) -> None:
     model, data, adversary = make_model(), make_examples(), make(method)
     images = []
-    model.head.register_forward_hook(lambda layer, inputs, output: images.append(len(output)))
+
+    def count(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+        if torch.is_grad_enabled():  # predictions alone are not counted
+            images.append(len(output))
+
+    model.head.register_forward_hook(count)
     adversary(model, data.x, data.y, NOISE.at(data.index))
     assert sum(images) == adversary.gradient_evaluations * len(data.x)
 
@@ -113,7 +126,7 @@ def test_gradient_evaluations_count_the_images_through_the_classifier(method, ma
 def test_only_amortised_samples_carry_a_graph_and_a_penalty(method, make, make_model, make_examples) -> None:
     data = make_examples()
     samples = make(method)(make_model(), data.x, data.y, NOISE.at(data.index))
-    assert samples.x.requires_grad == (samples.penalty is not None) == (method not in INNER)
+    assert samples.x.requires_grad == (samples.penalty is not None) == (method in AMORTIZED)
     assert not any(value.requires_grad for value in samples.stats.values())
 
 
@@ -160,7 +173,7 @@ def fit_as_released(
     """Algorithm EXP: Adam(betas=(0, 0)) on (mu, rho), `samples` backward passes a step, gradients kept or zeroed."""
     mean = torch.zeros_like(x, requires_grad=True)
     rho = torch.full_like(x, settings.initial_rho).requires_grad_()
-    adam = torch.optim.Adam([mean, rho], lr=settings.inner_lr, betas=(0.0, 0.0), eps=1e-8, maximize=True)
+    adam = torch.optim.Adam([mean, rho], lr=settings.inner_lr, betas=(0.0, 0.0), eps=settings.damping, maximize=True)
     for step in range(settings.steps):
         if not settings.accumulate:
             adam.zero_grad()
@@ -276,49 +289,129 @@ def test_the_generator_sees_the_image_its_gradient_and_the_one_at_its_fgsm_examp
 # One training step of each method, through the training loop, against the equations
 
 
-def game_by_hand(
+def divergence(p: Tensor, logits: Tensor) -> Tensor:
+    """KL(p || softmax(logits)) = sum p (log p - log softmax), one value a row."""
+    return (p * (p.log() - logits.log_softmax(1))).sum(1)
+
+
+def transported(clean: Tensor, logits: Tensor, s: params.FeatureScatter) -> Tensor:
+    """Sinkhorn by scaling a kernel: the transport cost between two batches of logits, as the released loop iterates."""
+    n = len(clean)
+    unit = [v / v.norm(dim=1, keepdim=True) for v in (clean, logits)]
+    cost = (1 - unit[0] @ unit[1].T).clamp_min(0)
+    kernel, left, right = torch.exp(-cost / s.regularization), torch.ones(n).double(), torch.ones(n).double()
+    for _ in range(s.iterations):
+        before = left
+        # The released code adds 1e-6 to each sum of exponentials; it then stops on small changes of the potential.
+        left = left / n / (left * (kernel @ right) + 1e-6)
+        right = right / n / (right * (kernel.T @ left) + 1e-6)
+        if s.regularization * (left.log() - before.log()).abs().sum() < 0.1:
+            break
+    plan = left[:, None] * kernel * right
+    return ((plan if s.plan_gradient else plan.detach()) * cost).sum()
+
+
+def gaussian_images(
+    x: Tensor, mean: Tensor, rho: Tensor, draws: Tensor, perturbations: PerturbationSet
+) -> tuple[Tensor, Tensor]:
+    """Perturbed images and entropy terms of every draw (N, M, C, H, W): (N M, C, H, W) and (N, M)."""
+    images, entropies = [], []
+    for draw in draws.unbind(1):
+        images.append((x + squash(perturbations, mean + softplus(rho) * draw)).clamp(0, 1))
+        entropies.append(entropy_term(perturbations, mean, softplus(rho), draw))
+    return torch.stack(images, 1).flatten(0, 1), torch.stack(entropies, 1)
+
+
+def samples_by_hand(
     climb, adversary, method: str, model: nn.Module, x: Tensor, y: Tensor, noise: Noise
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """(adversarial images, penalty, reported statistics) of a batch; the model comes in evaluation mode."""
     s, perturbations = adversary.settings, adversary.perturbations
     nothing = torch.zeros((), dtype=x.dtype)
-    if method == "at_pgd":
-        start, loss = perturbations.start(x, noise), partial(cross_entropy, reduction="none")
+    if method == "standard":
+        return x, nothing, {}
+    if method == "at_fgsm":
+        least = s.target == "least_likely"
+        start = perturbations.start(x, noise) if s.random_start else 0 * x
+        target = model(x).argmin(1) if least else y
+        sign = -1 if least else 1
+        loss = lambda z, t: sign * cross_entropy(z, t, reduction="none")  # noqa: E731
+        return climb(model, x, target, start, loss, perturbations, 1, perturbations.eps), nothing, {}
+    if method in ("at_pgd", "trades", "feature_scatter"):
+        clean = model(x).detach()
+        start = perturbations.start(x, noise) if method != "trades" else s.start_scale * noise.normal(*x.shape[1:])
+        loss = {
+            "at_pgd": partial(cross_entropy, reduction="none"),
+            "trades": lambda z, _: divergence(clean.softmax(1), z),
+            "feature_scatter": lambda z, _: transported(clean, z, s),
+        }[method]
         return climb(model, x, y, start, loss, perturbations, s.steps, s.step_size), nothing, {}
+    count = s.outer_samples
     if method == "adt_exp":
         mean, rho = fit_as_released(model, x, y, noise, perturbations, s)
-        draw = noise.normal(*x.shape[1:], draw=s.steps)
-    else:
-        maps = maps_by_hand(model, x, y, perturbations, s.gradient_input)
+        images, entropy = gaussian_images(x, mean, rho, noise.normal(count, *x.shape[1:], draw=s.steps), perturbations)
+        return images, nothing, {"entropy": entropy.mean()}
+    maps = maps_by_hand(model, x, y, perturbations, s.gradient_input)
     if method == "adt_exp_am":
         mean, rho = adversary.generator(maps).split(x.shape[1], 1)
-        draw = noise.normal(*x.shape[1:])
-    if method != "adt_imp_am":
-        entropy = entropy_term(perturbations, mean, softplus(rho), draw).mean()
-        images = (x + squash(perturbations, mean + softplus(rho) * draw)).clamp(0, 1)
-        return images, -s.lam * entropy if method == "adt_exp_am" else nothing, {"entropy": entropy}
-    z = 2 * noise.uniform(s.latent) - 1
-    delta = squash(perturbations, adversary.generator(maps, z))
+        images, entropy = gaussian_images(x, mean, rho, noise.normal(count, *x.shape[1:]), perturbations)
+        return images, -s.lam * entropy.mean(), {"entropy": entropy.mean()}
+    z = (2 * noise.uniform(count, s.latent) - 1).flatten(0, 1)
+    delta = squash(perturbations, adversary.generator(maps.repeat_interleave(count, 0), z))
     m, v = adversary.encoder(delta / perturbations.eps)
     length = -Normal(m, v.sqrt()).log_prob(z).mean()
-    excess = (length - s.tau).clamp_min(0)
-    return (x + delta).clamp(0, 1), s.lam * excess, {"code_length": length, "hinge_active": (excess > 0).double()}
+    excess = (length - s.tau).clamp_min(0) if s.hinge else length
+    active = (length > s.tau).double() if s.hinge else torch.ones(())
+    return (
+        (x.repeat_interleave(count, 0) + delta).clamp(0, 1),
+        s.lam * excess,
+        {"code_length": length, "hinge_active": active},
+    )
+
+
+def loss_by_hand(
+    s: params.Method, method: str, model: nn.Module, images: Tensor, x: Tensor, y: Tensor, smoothing: float
+) -> Tensor:
+    """What the classifier descends; the model comes in training mode, whose batch statistics tell passes apart."""
+    smoothed = partial(cross_entropy, label_smoothing=smoothing)
+    if method == "at_fgsm" and s.clean_weight:
+        logits = model(torch.cat([images, x]))
+        return (1 - s.clean_weight) * smoothed(logits[: len(x)], y) + s.clean_weight * smoothed(logits[len(x) :], y)
+    if method == "trades":
+        clean = model(x)
+        return smoothed(clean, y) + s.beta * divergence(clean.softmax(1), model(images)).mean()
+    if method == "feature_scatter":
+        log_p = model(images).log_softmax(1)
+        own = log_p.gather(1, y[:, None])[:, 0]
+        others = (log_p.sum(1) - own) / (log_p.shape[1] - 1)
+        return -((1 - s.label_smoothing) * own + s.label_smoothing * others).mean()
+    return smoothed(model(images), y.repeat_interleave(len(images) // len(x)))
 
 
 @pytest.mark.usefixtures("double_noise")
 @pytest.mark.parametrize(
-    "method, changes",
+    "method, changes, smoothing",
     [
-        ("at_pgd", {}),
-        ("adt_exp", {"accumulate": True}),
-        ("adt_exp", {"accumulate": False}),
-        ("adt_exp_am", {"gradient_input": "normalized"}),
-        ("adt_imp_am", {"tau": 0.5}),  # the hinge binds
-        ("adt_imp_am", {"tau": 5.0}),  # it does not
+        ("standard", {}, 0.0),
+        ("standard", {}, 0.1),
+        ("at_fgsm", {}, 0.0),
+        ("at_fgsm", {"target": "label", "random_start": True, "clean_weight": 0.0}, 0.1),
+        ("at_pgd", {}, 0.0),
+        ("at_pgd", {}, 0.1),
+        ("trades", {}, 0.0),
+        ("feature_scatter", {"plan_gradient": True}, 0.0),
+        ("feature_scatter", {"plan_gradient": False}, 0.0),
+        ("adt_exp", {"accumulate": True}, 0.0),
+        ("adt_exp", {"accumulate": False, "outer_samples": 3, "initial_rho": -1.0}, 0.1),
+        ("adt_exp_am", {"gradient_input": "normalized"}, 0.0),
+        ("adt_exp_am", {"gradient_input": "raw", "outer_samples": 3}, 0.0),
+        ("adt_imp_am", {"tau": 0.5}, 0.0),  # the hinge binds
+        ("adt_imp_am", {"tau": 5.0}, 0.0),  # it does not
+        ("adt_imp_am", {"hinge": False, "tau": None, "outer_samples": 2}, 0.0),
     ],
 )
 def test_one_training_step_is_the_one_of_the_equations(
-    make, make_model, make_examples, textbook_ascent, method: str, changes: dict, tmp_path: Path
+    make, make_model, make_examples, textbook_ascent, method: str, changes: dict, smoothing: float, tmp_path: Path
 ) -> None:
     train, model, adversary = (
         make_examples(12, torch.float64),
@@ -328,13 +421,8 @@ def test_one_training_step_is_the_one_of_the_equations(
     old_model, old_adversary = copy.deepcopy(model), copy.deepcopy(adversary)
     model.eval(), adversary.eval()  # the loop itself sees to it that batch norms learn
     lr, decay, seed = 0.1, 0.01, 5
-    settings = params.Train(
-        epochs=1,
-        batch_size=12,
-        optimizer=params.Optimizer(lr=lr, momentum=0.9, weight_decay=decay),
-        schedule="constant",
-        selection=params.Selection(steps=1, step_size=0.1, batch_size=12),
-        checkpoint_seconds=0,
+    settings = train_settings(
+        optimizer=params.Optimizer(lr=lr, momentum=0.9, weight_decay=decay), label_smoothing=smoothing
     )
     trainer = Trainer(model, adversary, adversary.perturbations, settings, seed, tmp_path / "state.pt", "fingerprint")
     (row,) = trainer.run(train, train).history
@@ -342,8 +430,8 @@ def test_one_training_step_is_the_one_of_the_equations(
     order = Stream.of(seed, "order", 1).permutation(12)
     noise = Stream.of(seed, "adversary", 1).at(order)
     x, y = train.x[order], train.y[order]
-    images, penalty, stats = game_by_hand(textbook_ascent, old_adversary, method, old_model.eval(), x, y, noise)
-    loss = cross_entropy(old_model.train()(images), y)
+    images, penalty, stats = samples_by_hand(textbook_ascent, old_adversary, method, old_model.eval(), x, y, noise)
+    loss = loss_by_hand(adversary.settings, method, old_model.train(), images, x, y, smoothing)
     # The classifier descends the loss; the adversary ascends it and descends its penalty.
     weights, own = list(old_model.parameters()), list(old_adversary.parameters())
     descent = torch.autograd.grad(loss, weights, retain_graph=True)

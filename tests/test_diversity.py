@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from scipy import integrate, stats
+from small_settings import METHODS
 from torch import nn
 
-from pipeline import params
 from pipeline.adversaries.explicit import Explicit
 from pipeline.diversity import describe
 from pipeline.perturbation import Linf
@@ -17,7 +17,7 @@ STREAM = Stream.of(0, "diversity")
 
 
 def explicit(**changes) -> Explicit:
-    settings = params.Explicit(lam=0.0, steps=1, samples=2, inner_lr=0.3, initial_rho=0.0, accumulate=False)
+    settings = METHODS["adt_exp"].model_copy(update={"lam": 0.0, "steps": 1, "accumulate": False})
     return Explicit(settings.model_copy(update=changes), Linf(0.2), 1, 6)
 
 

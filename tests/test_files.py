@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.errors import UserError
 from pipeline.files import (
     digest,
     digest_code,
@@ -41,7 +42,10 @@ def test_a_write_that_fails_midway_leaves_the_old_content_and_no_debris(
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match="file: cannot be written: disk full; the file that was there is untouched"),
+    ):
         patch.setattr(os, failing, fail)
         write_bytes(path, b"new and longer")
     assert path.read_bytes() == b"old"

@@ -51,7 +51,8 @@ def test_the_bits_are_splitmix64_applied_to_example_then_to_position(seed: int, 
     stream = Stream.of(seed, "test")
     got = stream.at(torch.tensor([example])).uniform(3, draw=draw)[0]
     row = splitmix_finaliser((example * 0x9E3779B97F4A7C15 + stream.key) % 2**64)
-    bits = [splitmix_finaliser((row + (j + (draw << 32)) * 0x9E3779B97F4A7C15) % 2**64) >> 41 for j in range(3)]
+    words = [splitmix_finaliser((row + (j + (draw << 32)) * 0x9E3779B97F4A7C15) % 2**64) for j in range(2)]
+    bits = [words[0] >> 41, words[1] >> 41, (words[0] >> 18) % 2**23]
     assert got.tolist() == [(b + 0.5) / 2**23 for b in bits]
 
 

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from pipeline.adversaries.base import Adversary, Samples
 from pipeline.ascent import ascend, frozen
 from pipeline.losses import cross_entropy
-from pipeline.perturbation import PerturbationSet
 from pipeline.seeding import Noise
 
 if TYPE_CHECKING:
@@ -15,17 +14,18 @@ if TYPE_CHECKING:
 
 
 class ProjectedGradient(Adversary):
-    """The last iterate of PGD on the cross-entropy from a random start, batch norm in evaluation mode."""
+    """The last iterate of PGD on the cross-entropy from a random start."""
 
     settings: "Settings"
 
-    def __init__(self, settings: "Settings", perturbations: PerturbationSet, channels: int, size: int) -> None:
-        super().__init__(settings, perturbations, channels, size)
-        self.gradient_evaluations = settings.steps
+    @property
+    def gradient_evaluations(self) -> int:
+        """One a step."""
+        return self.settings.steps
 
     def forward(self, model: nn.Module, x: Tensor, labels: Tensor, noise: Noise) -> Samples:
         """One adversarial example an image."""
-        with frozen(model) as fast:
+        with frozen(model, self.inner) as fast:
             images = ascend(
                 fast,
                 x,

@@ -33,5 +33,5 @@ class Encoder(nn.Module):
 
     def forward(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of z given the perturbation."""
-        mean, raw = self.head(self.features(delta)).chunk(2, 1)
+        mean, raw = self.head(self.features(delta)).to(delta.dtype).chunk(2, 1)
         return mean, softplus(raw)

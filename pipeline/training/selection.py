@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pipeline.ascent import ascend, frozen
+from pipeline.ascent import EVALUATING, Inner, ascend, frozen
 from pipeline.losses import cross_entropy, margin
 from pipeline.perturbation import PerturbationSet
 from pipeline.seeding import Stream
@@ -31,15 +31,16 @@ def validate(
     perturbations: PerturbationSet,
     stream: Stream,
     batch_size: int,
+    inner: Inner = EVALUATING,
 ) -> Scores:
     """Natural and PGD accuracy on the validation images x (N, C, H, W) in [0, 1].
 
     Every epoch is attacked from the same random starts, so that scores differ by
-    the model alone.
+    the model alone. `inner.precision` is that of the gradients; verdicts are float32.
     """
     natural = robust = 0
     index = torch.arange(len(x), device=x.device)
-    with frozen(model) as fast:
+    with frozen(model, inner) as fast:
         for part in index.split(batch_size):
             images, targets = x[part], labels[part]
             attacked = ascend(

@@ -1,0 +1,16 @@
+"""Standard training: no adversary at all."""
+
+from torch import Tensor, nn
+
+from pipeline.adversaries.base import Adversary, Samples
+from pipeline.seeding import Noise
+
+
+class Standard(Adversary):
+    """The images themselves; every robustness table needs one undefended row."""
+
+    gradient_evaluations = 0
+
+    def forward(self, model: nn.Module, x: Tensor, labels: Tensor, noise: Noise) -> Samples:
+        """The images as they are."""
+        return Samples(x)

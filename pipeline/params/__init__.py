@@ -1,0 +1,216 @@
+"""The schema of params.yaml: every key, its type, its range and its meaning.
+
+params.yaml is the only place a number lives. Reading it either gives a `Params` or
+raises a `UserError` of one line that names the file, the key and what is allowed.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import UserError
+from pipeline.params.base import Count, Key, Positive, Section, Seed
+from pipeline.params.evaluation import Ablation, Attack, Comparison, Evaluation, Landscape
+from pipeline.params.methods import (
+    Amortized,
+    AmortizedImplicit,
+    Explicit,
+    FastGradientSign,
+    FeatureScatter,
+    Method,
+    MethodName,
+    Methods,
+    ProjectedGradient,
+    Standard,
+    Trades,
+)
+from pipeline.params.training import Augmentation, Model, Optimizer, Schedule, Selection, Train
+from pipeline.yaml_files import read_yaml
+
+__all__ = [
+    "Ablation",
+    "Amortized",
+    "AmortizedImplicit",
+    "Attack",
+    "Augmentation",
+    "Comparison",
+    "Evaluation",
+    "Explicit",
+    "FastGradientSign",
+    "FeatureScatter",
+    "Landscape",
+    "Method",
+    "MethodName",
+    "Methods",
+    "Model",
+    "Optimizer",
+    "Params",
+    "Runtime",
+    "ProjectedGradient",
+    "Schedule",
+    "Selection",
+    "Standard",
+    "Trades",
+    "Train",
+    "keys_at",
+    "load",
+    "parse",
+]
+
+PARAMS_FILE = Path("params.yaml")
+
+
+class Split(Section):
+    """How the source is split, stratified by class; the rest is the training set."""
+
+    validation: Count = Field(description="images held out for selection")
+    test: Count = Field(description="images for the final evaluation")
+    seed: Seed = Field(description="seed of the split, independent of the training seeds")
+
+
+class Data(Section):
+    """Which data set, and its split."""
+
+    name: Literal["digits"] = Field(description="data set")
+    split: Split
+
+
+class Threat(Section):
+    """The perturbation set of training and evaluation."""
+
+    set: str = Field(description="linf, l2, or package.module:Class of your own")
+    eps: Positive = Field(description="radius, in units of the image range [0, 1]")
+
+    @field_validator("set")
+    @classmethod
+    def _known_or_importable(cls, name: str) -> str:
+        if not re.fullmatch(r"linf|l2|[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+            raise ValueError("should be linf, l2, or the import path package.module:Class of your own set")
+        return name
+
+
+class Matrix(Section):
+    """Which cells are trained and attacked: every method with every seed."""
+
+    methods: Annotated[list[MethodName], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Matrix":
+        for name, values in (("methods", self.methods), ("seeds", self.seeds)):
+            twice = sorted({str(value) for value in values if values.count(value) > 1})
+            if twice:
+                raise ValueError(f"{name} must be distinct, but {', '.join(twice)} stands there twice")
+        return self
+
+
+class Verification(Section):
+    """How far a reproduction on another kind of machine may lie from the recorded one."""
+
+    accuracy_tolerance: Positive = Field(description="allowed difference of a mean accuracy over the seeds")
+
+
+class Runtime(Section):
+    """What decides the last bits and the speed, but not the experiment."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    threads: Count = Field(description="torch threads a process")
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    preset: Key
+    data: Data
+    threat: Threat
+    model: Model
+    train: Train
+    methods: Methods
+    matrix: Matrix
+    evaluation: Evaluation
+    landscape: Landscape
+    ablation: Ablation
+    comparison: Comparison
+    verification: Verification
+    runtime: Runtime
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Params":
+        if self.comparison.reference not in self.matrix.methods:
+            raise ValueError(
+                f"comparison.reference: {self.comparison.reference!r} is not one of matrix.methods"
+                f" ({', '.join(self.matrix.methods)})"
+            )
+        if self.ablation.attack not in self.evaluation.attacks:
+            raise ValueError(
+                f"ablation.attack: {self.ablation.attack!r} is not one of evaluation.attacks"
+                f" ({', '.join(self.evaluation.attacks)})"
+            )
+        return self
+
+    def method(self, name: str) -> Method:
+        """The parameters of one training method."""
+        return getattr(self.methods, name)
+
+
+def load(path: Path = PARAMS_FILE) -> Params:
+    """Read and check a parameter file."""
+    return parse(read_yaml(path), str(path))
+
+
+def parse(values: Any, source: str) -> Params:
+    """Check the content of a parameter file called `source`."""
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: expected keys and values, found {type(values).__name__}")
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first problem as `key: what is wrong`, with the allowed names for an unknown key."""
+    problems = error.errors(include_url=False)
+    # An unknown key explains a missing one beside it (a typo), so it goes first.
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    place = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+    if problem["type"] == "extra_forbidden":
+        allowed = ", ".join(_names(_section_at(problem["loc"][:-1])))
+        return f"{place}: unknown key; allowed here: {allowed}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    shown = f" (got {problem['input']!r})" if _is_plain(problem["input"]) else ""
+    return f"{place}: {message}{shown}" if place else message
+
+
+def keys_at(path: Sequence[str]) -> list[str]:
+    """The keys that the section at `path` may hold; none where there is no section."""
+    try:
+        section = _section_at(tuple(path))
+    except (KeyError, TypeError):
+        return []
+    return _names(section)
+
+
+def _names(section: type[Section]) -> list[str]:
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _section_at(location: tuple[int | str, ...]) -> type[Section]:
+    """The section that a dotted key leads to; `KeyError` or `TypeError` where it leads to a value or nowhere."""
+    section: type[Section] = Params
+    for part in location:
+        if section is Evaluation and part == "attacks":
+            return Attack
+        annotation = section.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, Section)):
+            raise TypeError(f"{part} is no section")
+        section = annotation
+    return section
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool | list)

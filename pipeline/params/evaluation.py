@@ -1,0 +1,82 @@
+"""The sections that judge trained models: attacks, loss surfaces, the lambda study, the comparison."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.params.base import Count, Key, NonNegative, Positive, Section, Seed
+from pipeline.params.methods import MethodName
+
+
+class Attack(Section):
+    """One attack of the catalogue with its parameters."""
+
+    family: Literal["fgsm", "pgd", "mim", "cw"]
+    steps: Count = 1
+    step_size: Positive | None = Field(None, description="for fgsm: none, it is eps")
+    momentum: NonNegative | None = Field(None, description="decay of MIM's running gradient; others: none")
+    confidence: NonNegative | None = Field(None, description="margin of cw in logits; others: none")
+
+    @model_validator(mode="after")
+    def _fits_family(self) -> "Attack":
+        needed = {
+            "fgsm": set(),
+            "pgd": {"step_size"},
+            "mim": {"step_size", "momentum"},
+            "cw": {"step_size", "confidence"},
+        }[self.family]
+        for key in ("step_size", "momentum", "confidence"):
+            if (getattr(self, key) is not None) != (key in needed):
+                raise ValueError(f"family {self.family} {'needs' if key in needed else 'takes no'} {key}")
+        if self.family == "fgsm" and self.steps != 1:
+            raise ValueError("family fgsm takes one step")
+        return self
+
+
+class Evaluation(Section):
+    """The attacks on the test set."""
+
+    batch_size: Count
+    seed: Seed = Field(description="seed of the attacks' random starts, the same for every checkpoint")
+    attacks: Annotated[dict[Key, Attack], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _reserved(self) -> "Evaluation":
+        for name in ("natural", "worst-case"):
+            if name in self.attacks:
+                raise ValueError(f"attacks: {name!r} is always evaluated and cannot be redefined")
+        return self
+
+
+class Landscape(Section):
+    """Loss surfaces around test images."""
+
+    images: Count = Field(description="test images averaged over")
+    points: Annotated[int, Field(ge=3)] = Field(description="grid points a side (odd: the image itself is one)")
+    radius: Positive = Field(description="half width of the grid, in units of eps")
+
+
+class Ablation(Section):
+    """The lambda study: ADT_EXP trained for every (lambda, seed)."""
+
+    lams: Annotated[list[NonNegative], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    epochs: Count
+    attack: Key = Field(description="attack of `evaluation.attacks` reported beside the worst case")
+    samples: Annotated[int, Field(ge=2)] = Field(description="draws an image for adversarial loss and diversity")
+
+    @model_validator(mode="after")
+    def _checked(self) -> "Ablation":
+        if 0 not in self.lams:
+            raise ValueError("lams must contain 0, the point that degenerates to adversarial training")
+        for name, values in (("lams", self.lams), ("seeds", self.seeds)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} must be distinct")
+        return self
+
+
+class Comparison(Section):
+    """The comparison table."""
+
+    reference: MethodName = Field(description="method the others are paired with")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(description="level of the intervals")
