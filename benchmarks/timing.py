@@ -37,12 +37,21 @@ def ratio(reference: list[float], ours: list[float]) -> dict[str, float]:
     return {"median": statistics.median(ratios), "least": min(ratios), "greatest": max(ratios)}
 
 
-def peak(dtype: torch.dtype, device: torch.device, size: int | None = None, rounds: int = 7) -> float:
-    """Floating-point operations a second of a square matrix product, the median of some."""
-    size = size or (8192 if device.type == "cuda" else 2048)
+def peaks(dtype: torch.dtype, device: torch.device, rounds: int = 7) -> dict[str, float]:
+    """Floating-point operations a second of a square matrix product and of a wide 3x3 convolution, medians.
+
+    A matrix product is the usual measure of a GPU. CPU builds of torch may use a slower library for it
+    than for convolutions, which then seem to exceed it.
+    """
+    gpu = device.type == "cuda"
+    size, batch = (8192, 512) if gpu else (2048, 8)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    turns = interleaved({"product": lambda: a @ b}, rounds, device)["product"]
-    return 2 * size**3 / statistics.median(turns)
+    conv = torch.nn.Conv2d(256, 256, 3, padding=1, bias=False).to(device, dtype, memory_format=torch.channels_last)
+    x = torch.randn(batch, 256, 16, 16, device=device).to(dtype, memory_format=torch.channels_last)
+    with torch.no_grad():
+        turns = interleaved({"product": lambda: a @ b, "convolution": lambda: conv(x)}, rounds, device)
+    operations = {"product": 2 * size**3, "convolution": 2 * batch * 16 * 16 * 9 * 256 * 256}
+    return {name: operations[name] / statistics.median(seconds) for name, seconds in turns.items()}
 
 
 def synchronize(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import glob
 import hashlib
 import io
 import json
@@ -17,11 +18,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically (temporary sibling, fsync, rename).
 
     Raises `UserError` where the system refuses (disk full, read-only, no permission); what
-    `path` held before is untouched.
+    `path` held before is untouched. Temporary siblings of processes that were killed are removed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         with open(temporary, "wb") as handle:
             handle.write(content)
             handle.flush()
@@ -33,6 +35,16 @@ def write_bytes(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes that no longer exist left of their writing to `path`."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError, OverflowError, ValueError):
+            try:
+                os.kill(int(temporary.name.split(".")[-2]), 0)
+            except ProcessLookupError:
+                temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

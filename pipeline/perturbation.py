@@ -126,15 +126,20 @@ def pull_back(perturbations: PerturbationSet, u: Tensor, upstream: Upstream, wei
     """Gradient with respect to u of J(delta) + weight * log |det d delta / d u|, delta = squash(u): like u.
 
     `upstream` maps delta (N, C, H, W) to dJ / d delta. A set may have a method of this name that does the same
-    with less work; else the map is differentiated.
+    with less work; else, or if a subclass has changed `squash` since, the map is differentiated.
     """
-    if hasattr(perturbations, "pull_back"):
+    kind = type(perturbations)
+    if hasattr(kind, "pull_back") and issubclass(_owner(kind, "pull_back"), _owner(kind, "squash")):
         return perturbations.pull_back(u, upstream, weight)
     leaf = u.detach().requires_grad_()
     with torch.enable_grad():
         delta, log_det = perturbations.squash(leaf)
     gradient = upstream(delta.detach())
     return torch.autograd.grad((delta, log_det), leaf, (gradient, torch.full_like(log_det, weight)))[0]
+
+
+def _owner(kind: type, name: str) -> type:
+    return next(parent for parent in kind.__mro__ if name in vars(parent))
 
 
 _SETS = {"linf": Linf, "l2": L2}

@@ -37,7 +37,7 @@ def reproduce(p: "Params", jobs: int | None, force: bool) -> int:
         raise UserError(f"--jobs: must be at least 1 (got {jobs})")
     _find_tools()
     if force:
-        for folder in ("train", "attack", "ablation"):
+        for folder in ("train", "attack", "ablation", "degeneracy"):
             shutil.rmtree(live.WORK / folder, ignore_errors=True)
     slots = _slots(p, jobs)
     with live.presence():

@@ -16,7 +16,7 @@ from pipeline.params import Params
 from pipeline.progress import Progress
 from pipeline.search import lambda_grid
 from pipeline.seeding import Stream
-from pipeline.verdicts import NATURAL, Verdicts
+from pipeline.verdicts import NATURAL
 from stages.common import WORK, run_stage
 
 FOLDER = Path("results/ablation")
@@ -77,11 +77,7 @@ def measure(p: Params, cell: Cell, model: nn.Module, adversary: Explicit, device
     """Test accuracies of a trained model, and what its distributions are like on the test images."""
     test = load_split(cell.data_folder, "test", device)
     perturbations = perturbation.build(p.threat.set, p.threat.eps)
-    columns = {
-        name: suite.column(name, p.evaluation, model, test, perturbations) for name in suite.attacks(p.evaluation)
-    }
-    verdicts = Verdicts.join(columns, test.y.cpu().numpy(), test.index.cpu().numpy(), "")
-    accuracies = verdicts.accuracies()
+    accuracies = suite.verdicts(p.evaluation, model, test, perturbations).accuracies()
     stream = Stream.of(p.evaluation.seed, "diversity")
     described = describe(adversary, model, test.x, test.y, p.ablation.samples, stream)
     return {name: accuracies[name] for name in (NATURAL, p.ablation.attack, "worst-case")} | vars(described)

@@ -1,10 +1,14 @@
 """Model files are tensors only and byte-identical; resumable state belongs to one fingerprint."""
 
+import contextlib
+import io
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.models.weights import load_weights, save_weights
@@ -58,3 +62,67 @@ def test_state_comes_back_for_its_own_fingerprint_only(tmp_path: Path) -> None:
 
 def test_there_is_no_state_before_the_first_save(tmp_path: Path) -> None:
     assert load_state(tmp_path / "state.pt", "mine") is None
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """A state file of the run "mine", which tests may overwrite, and what is in it."""
+    path = tmp_path_factory.mktemp("state") / "state.pt"
+    save_state(path, "mine", {"epoch": 3, "weights": torch.ones(2)})
+    return path, path.read_bytes()
+
+
+def refusal(path: Path, content: bytes) -> str:
+    """What is said on stderr of a state file with this content, which must not be loaded."""
+    path.write_bytes(content)
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        assert load_state(path, "mine") is None
+    before, after = f"warning: {path} ", "; training starts from the beginning\n"
+    said = errors.getvalue()
+    assert said.startswith(before) and said.endswith(after) and said.count("\n") == 1
+    return said.removeprefix(before).removesuffix(after)
+
+
+REASONS = {
+    "is not a training state of this version",
+    "belongs to a run with other parameters, data, code or machine",
+    "is damaged (truncated or changed)",
+}
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_a_state_cut_short_anywhere_is_refused(whole: tuple[Path, bytes], data: st.DataObject) -> None:
+    path, content = whole
+    cut = data.draw(st.integers(0, len(content) - 1))
+    assert refusal(path, content[:cut]) in REASONS
+
+
+@settings(max_examples=400)
+@given(data=st.data())
+def test_a_state_with_any_byte_changed_is_refused(whole: tuple[Path, bytes], data: st.DataObject) -> None:
+    path, content = whole
+    # Every second change falls into the first line, which is a small part of the file.
+    place = data.draw(st.integers(0, content.index(b"\n")) | st.integers(0, len(content) - 1))
+    changed = bytearray(content)
+    changed[place] ^= data.draw(st.integers(1, 255))
+    assert refusal(path, bytes(changed)) in REASONS
+
+
+@given(data=st.data())
+def test_a_state_with_something_behind_it_is_damaged(whole: tuple[Path, bytes], data: st.DataObject) -> None:
+    path, content = whole
+    assert refusal(path, content + data.draw(st.binary(min_size=1))) == "is damaged (truncated or changed)"
+
+
+@given(content=st.binary() | st.text().map(str.encode))
+def test_what_is_no_state_is_refused(whole: tuple[Path, bytes], content: bytes) -> None:
+    assert refusal(whole[0], content) == "is not a training state of this version"
+
+
+def test_the_whole_state_is_read_in_silence(whole: tuple[Path, bytes], capsys: pytest.CaptureFixture[str]) -> None:
+    path, content = whole
+    path.write_bytes(content)
+    assert load_state(path, "mine")["epoch"] == 3
+    assert capsys.readouterr().err == ""

@@ -12,7 +12,8 @@ from scipy import stats
 from torch import Tensor
 
 from pipeline import perturbation
-from pipeline.perturbation import L2, Linf, PerturbationSet, log_one_minus_tanh_squared, onto_images
+from pipeline.errors import UserError
+from pipeline.perturbation import L2, Linf, PerturbationSet, log_one_minus_tanh_squared, onto_images, pull_back
 from pipeline.seeding import Stream
 
 SHAPE = (3, 1, 2, 3)  # three rows of six pixels
@@ -192,3 +193,48 @@ def test_a_gradient_of_any_size_has_a_direction_of_unit_length(scale: float) -> 
     for threat in (Linf(0.1), L2(0.1)):
         assert threat.norm(threat.direction(gradient)).item() == pytest.approx(1)
     assert L2(0.1).direction(gradient).flatten().tolist() == pytest.approx([0.6, -0.8])
+
+
+# Gradients through the map, and sets of a user's own
+
+
+class Halved(Linf):
+    """Half of the l-infinity ball: its `squash` is no longer the one that the inherited `pull_back` belongs to."""
+
+    def squash(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        delta, log_det = super().squash(u)
+        return delta / 2, log_det - u[0].numel() * math.log(2)
+
+
+@pytest.mark.parametrize("threat", [Linf(0.25), L2(1.5), Halved(0.25)], ids=["linf", "l2", "a user's"])
+@given(u=tensors(4), slope=tensors(2), weight=st.floats(-1, 3))
+def test_the_pulled_back_gradient_is_that_of_the_whole_expression(
+    threat: PerturbationSet, u: Tensor, slope: Tensor, weight: float
+) -> None:
+    assume((norms(u, 2) > 1e-3).all())
+    leaf = u.clone().requires_grad_()
+    delta, log_det = threat.squash(leaf)
+    objective = (slope * delta + delta.pow(3)).sum() + weight * log_det.sum()
+    expected = torch.autograd.grad(objective, leaf)[0]
+    got = pull_back(threat, u, lambda d: slope + 3 * d.square(), weight)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("no_such_module:Set", "threat.set: no_such_module:Set: cannot be imported: No module named"),
+        ("pipeline.perturbation:Linff", "cannot be imported: module 'pipeline.perturbation' has no attribute 'Linff'"),
+        ("pathlib:Path", "threat.set: pathlib:Path: lacks start, direction, project, norm, squash (needs start"),
+    ],
+)
+def test_a_set_that_is_none_is_refused_in_one_line(name: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        perturbation.build(name, 0.1)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_set_is_found_by_its_import_path() -> None:
+    assert isinstance(perturbation.build("pipeline.perturbation:L2", 0.5), L2)
+    assert perturbation.source("linf") is None
+    assert perturbation.source("pipeline.perturbation:L2").name == "perturbation.py"

@@ -101,7 +101,8 @@ def test_every_promised_file_is_there_and_the_table_is_printed(workspace: Worksp
         assert len(read_csv(run / "history.csv")) == 2
     comparison = (workspace.folder / "results/comparison.md").read_text()
     assert comparison in workspace.first_output
-    for figure in ("comparison.png", "curves.png", "ablation/lambda.png", "landscape/landscape.png"):
+    figures = ("comparison", "curves", "ablation/lambda", "degeneracy/degeneracy", "landscape/landscape")
+    for figure in (f"{name}.png" for name in figures):
         assert f"results/{figure}" in workspace.first_output
         assert workspace.read(f"results/{figure}").startswith(b"\x89PNG")
 
@@ -120,6 +121,16 @@ def test_the_ablation_has_every_point_and_contains_lambda_zero(workspace: Worksp
     rows = read_csv(workspace.folder / "results/ablation/lambda.csv")
     assert [(float(row["lam"]), int(row["seed"])) for row in rows] == [(0.0, 0), (1.0, 0)]
     assert float(rows[0]["entropy"]) < float(rows[1]["entropy"])
+
+
+def test_the_degeneracy_study_compares_lambda_zero_with_at_pgd_and_its_twin_is_the_cell_itself(
+    workspace: Workspace,
+) -> None:
+    rows = read_csv(workspace.folder / "results/degeneracy/accuracy.csv")
+    assert [(row["method"], row["seed"]) for row in rows] == [("at_pgd", "0"), ("adt_exp", "0")]
+    assert 0 <= float(rows[1]["agreement_with_at_pgd"]) <= 1 and not rows[0]["agreement_of_at_pgd_seeds"]
+    cell = read_json(workspace.folder / "verdicts/at_pgd/seed-0.json")
+    assert float(rows[0]["worst-case"]) == pytest.approx(cell["worst-case"], abs=1e-6)
 
 
 def test_byte_code_is_no_dependency(workspace: Workspace) -> None:
@@ -142,7 +153,8 @@ def test_one_methods_parameter_reruns_that_method_alone_and_reverting_is_served_
     workspace.pipeline("preset", "use", "smoke", "--set", "methods.adt_exp.lam=0.5")
     assert "methods.adt_exp.lam" in workspace.run("dvc", "params", "diff")
     own = {f"{stage}@adt_exp-{seed}" for stage in ("train", "attack") for seed in (0, 1)}
-    assert stages_run(workspace.run("dvc", "repro")) == own | {"compare", "landscape"}
+    # The two studies set lambda themselves; they run again but find their trainings done.
+    assert stages_run(workspace.run("dvc", "repro")) == own | {"ablation", "compare", "degeneracy", "landscape"}
     workspace.pipeline("preset", "use", "smoke")
     # compare keeps its outputs in git instead of DVC's cache, so it alone runs again.
     assert stages_run(workspace.run("dvc", "repro")) == {"compare"}
@@ -167,7 +179,7 @@ def test_a_new_attack_runs_alone_on_the_stored_checkpoints(workspace: Workspace)
 def test_dvc_exp_run_changes_one_method(workspace: Workspace) -> None:
     output = workspace.run("dvc", "exp", "run", "-S", "methods.adt_exp.lam=0.1")
     own = {f"{stage}@adt_exp-{seed}" for stage in ("train", "attack") for seed in (0, 1)}
-    assert stages_run(output) == own | {"compare", "landscape"}
+    assert stages_run(output) == own | {"ablation", "compare", "degeneracy", "landscape"}
     workspace.run("git", "checkout", "--quiet", ".")
     workspace.run("dvc", "checkout", "--quiet")
     assert "up to date" in workspace.run("dvc", "status")

@@ -35,6 +35,20 @@ def ablation_rows(lams: list[float]) -> list[dict[str, float]]:
     ]
 
 
+def width_rows(lams: list[float]) -> list[dict[str, float]]:
+    return [
+        {"seed": seed, "lam": lam, "steps": steps, "deviation": 0.1 + lam / 9, "loss": 0.3 + seed / 9, "pgd_loss": 0.9}
+        for seed in (0, 1)
+        for lam in lams
+        for steps in (1, 7)
+    ]
+
+
+def twins(seeds: int) -> list[dict[str, float | str]]:
+    values = {"natural": 0.98, "pgd-20": 0.6, "worst-case": 0.5}
+    return [{"method": method, "seed": seed} | values for method in ("at_pgd", "adt_exp") for seed in range(seeds)]
+
+
 def surface(height: float) -> np.ndarray:
     axis = np.linspace(-2, 2, 5)
     return height * (axis[:, None] ** 2 + np.abs(axis[None, :]))
@@ -47,6 +61,8 @@ FIGURES: dict[str, Callable[[Path], None]] = {
     "curves of one epoch": lambda path: plots.curves(histories(1), SELECTED, path),
     "ablation": lambda path: plots.ablation(ablation_rows([0.0, 0.01, 10.0]), "pgd-20", path),
     "ablation of one lambda": lambda path: plots.ablation(ablation_rows([0.0]), "pgd-20", path),
+    "degeneracy": lambda path: plots.degeneracy(width_rows([0.0, 1.0]), twins(2), "pgd-20", 7, path),
+    "degeneracy of one lambda": lambda path: plots.degeneracy(width_rows([0.0]), twins(1), "pgd-20", 7, path),
     "landscape": lambda path: plots.landscape(
         np.linspace(-2, 2, 5), {"at_pgd": surface(1.0), "adt_exp": surface(0.5)}, 50, 0, path
     ),

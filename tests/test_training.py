@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 
 from pipeline import adversaries, params, seeding
 from pipeline.adversaries import Adversary, Samples
+from pipeline.ascent import Inner
 from pipeline.errors import UserError
 from pipeline.perturbation import L2, Linf
 from pipeline.seeding import Noise, Stream, seeded_globals
 from pipeline.training import loop
+from pipeline.training.augmentation import augment
 from pipeline.training.loop import HISTORY_COLUMNS, Trainer
 from pipeline.training.schedules import rate
 from pipeline.training.selection import Scores, correct, validate
@@ -277,6 +280,91 @@ def test_a_loss_that_is_not_finite_stops_the_training(train, tmp_path) -> None:
     with pytest.raises(UserError, match="training: training diverged at epoch 1, batch 1 of 3: norm of the parameters"):
         train(adversary_of("at_pgd"), optimizer=params.Optimizer(lr=1e30, momentum=0.9, weight_decay=0))
     assert not (tmp_path / "state.pt").exists()
+
+
+# Options of the loop
+
+
+def test_the_average_follows_the_weights_and_is_what_is_validated_and_kept(
+    make_trainer, make_examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decay, steps, judged = 0.7, [], []
+    trainer = make_trainer(Recorder(), ema=decay, epochs=2, batch_size=5)
+    step = trainer.step
+
+    def watched(*arguments) -> dict[str, float]:
+        stats = step(*arguments)
+        steps.append(trainer.model.head.weight.detach().clone())
+        return stats
+
+    monkeypatch.setattr(trainer, "step", watched)
+    monkeypatch.setattr(loop, "validate", lambda model, *_: judged.append(model) or Scores(0.5, 0.5))
+    progress = trainer.run(make_examples(10), make_examples(4))
+    average = steps[0]
+    for number, weights in enumerate(steps[1:], 2):
+        average = decay * average + (1 - decay) * weights
+        if number == 2:  # the end of the first epoch, whose score no later one beats
+            torch.testing.assert_close(progress.selected["head.weight"], average)
+    assert len(steps) == 4 and judged == [trainer.evaluated] * 2 and trainer.evaluated is not trainer.model
+    torch.testing.assert_close(trainer.evaluated.head.weight.detach(), average)
+
+
+def test_a_resumed_average_has_the_bits_of_an_uninterrupted_one(train, tmp_path) -> None:
+    options = {"ema": 0.9, "augmentation": params.Augmentation(crop=1, padding="reflect", flip=True)}
+    with pytest.raises(Killed):
+        train(adversary_of("adt_exp"), on_epoch=killed_after(2), **options)
+    resumed = train(adversary_of("adt_exp"), **options)
+    (tmp_path / "state.pt").unlink()
+    whole = train(adversary_of("adt_exp"), **options)
+    assert_same_bits(resumed, whole)
+    torch.testing.assert_close(resumed.average.state_dict(), whole.average.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("patience, epochs", [(0, 6), (1, 3), (2, 4), (9, 6)])
+def test_training_stops_when_the_best_epoch_is_patience_epochs_back(
+    patience: int, epochs: int, make_trainer, make_examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.1, 0.5, 0.4, 0.5, 0.3, 0.2])
+    monkeypatch.setattr(loop, "validate", lambda *_: Scores(0.9, next(scores)))
+    trainer = make_trainer(Recorder(), epochs=6, patience=patience)
+    progress = trainer.run(make_examples(10), make_examples(4))
+    assert (len(progress.history), progress.selected_epoch) == (epochs, 2)
+    again = make_trainer(Recorder(), epochs=6, patience=patience)
+    assert len(again.run(make_examples(10), make_examples(4)).history) == epochs
+
+
+def test_the_adversary_and_the_classifier_see_the_augmented_images(make_trainer, make_examples) -> None:
+    data, given = make_examples(10), []
+    adversary = Recorder()
+    adversary.register_forward_hook(lambda module, inputs, samples: given.append((inputs[1], samples.x)))
+    flip = params.Augmentation(crop=0, padding="zero", flip=True)
+    trainer = make_trainer(adversary, augmentation=flip, epochs=1, batch_size=10)
+    trainer.run(data, make_examples(4))
+    ((images, samples),) = given
+    order = Stream.of(0, "order", 1).permutation(10)
+    expected = augment(data.x[order], flip, Stream.of(0, "augmentation", 1).at(order))
+    assert torch.equal(images, expected) and samples is images and not torch.equal(images, data.x[order])
+
+
+@pytest.mark.parametrize("method", ["at_pgd", "adt_exp"])
+def test_batch_norm_in_training_mode_inside_the_search_uses_and_moves_batch_statistics(
+    method: str, make_model, make_examples, textbook_ascent
+) -> None:
+    data, outcomes = make_examples(12), {}
+    for mode in ("eval", "train"):
+        model = make_model().eval()
+        before = model.features[1].running_mean.clone()
+        adversary = adversaries.build(method, METHODS[method], SET, 1, 6, Inner(batch_norm=mode))
+        images = adversary(model, data.x, data.y, Stream.of(0, "test").at(data.index)).x
+        assert torch.equal(model.features[1].running_mean, before) == (mode == "eval")
+        assert not model.training
+        outcomes[mode] = images
+    assert not torch.equal(outcomes["eval"], outcomes["train"])
+    if method == "at_pgd":
+        start = SET.start(data.x, Stream.of(0, "test").at(data.index))
+        loss = partial(nn.functional.cross_entropy, reduction="none")
+        expected = textbook_ascent(make_model().train(), data.x, data.y, start, loss, SET, 4, 0.08)
+        torch.testing.assert_close(outcomes["train"], expected)
 
 
 # Selection

@@ -9,7 +9,7 @@ from pipeline.attacks.catalogue import compose
 from pipeline.data.store import Split
 from pipeline.perturbation import PerturbationSet
 from pipeline.seeding import Stream
-from pipeline.verdicts import NATURAL, Column
+from pipeline.verdicts import NATURAL, Column, Verdicts
 
 if TYPE_CHECKING:
     from pipeline.params import Attack, Evaluation
@@ -33,3 +33,9 @@ def column(
         Stream.of(evaluation.seed, "attack", name),
         evaluation.batch_size,
     )
+
+
+def verdicts(evaluation: "Evaluation", model: nn.Module, examples: Split, perturbations: PerturbationSet) -> Verdicts:
+    """The table of every attack on a model that is in no file."""
+    columns = {name: column(name, evaluation, model, examples, perturbations) for name in attacks(evaluation)}
+    return Verdicts.join(columns, examples.y.cpu().numpy(), examples.index.cpu().numpy(), "")

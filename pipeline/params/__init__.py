@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import UserError
 from pipeline.params.base import Count, Key, Positive, Section, Seed
-from pipeline.params.evaluation import Ablation, Attack, Comparison, Evaluation, Landscape
+from pipeline.params.evaluation import Ablation, Attack, Comparison, Degeneracy, Evaluation, Landscape
 from pipeline.params.methods import (
     Amortized,
     AmortizedImplicit,
@@ -37,6 +37,7 @@ __all__ = [
     "Attack",
     "Augmentation",
     "Comparison",
+    "Degeneracy",
     "Evaluation",
     "Explicit",
     "FastGradientSign",
@@ -133,6 +134,7 @@ class Params(Section):
     evaluation: Evaluation
     landscape: Landscape
     ablation: Ablation
+    degeneracy: Degeneracy
     comparison: Comparison
     verification: Verification
     runtime: Runtime
@@ -144,11 +146,12 @@ class Params(Section):
                 f"comparison.reference: {self.comparison.reference!r} is not one of matrix.methods"
                 f" ({', '.join(self.matrix.methods)})"
             )
-        if self.ablation.attack not in self.evaluation.attacks:
-            raise ValueError(
-                f"ablation.attack: {self.ablation.attack!r} is not one of evaluation.attacks"
-                f" ({', '.join(self.evaluation.attacks)})"
-            )
+        for section, attack in (("ablation", self.ablation.attack), ("degeneracy", self.degeneracy.attack)):
+            if attack not in self.evaluation.attacks:
+                raise ValueError(
+                    f"{section}.attack: {attack!r} is not one of evaluation.attacks"
+                    f" ({', '.join(self.evaluation.attacks)})"
+                )
         return self
 
     def method(self, name: str) -> Method:

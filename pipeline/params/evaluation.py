@@ -75,6 +75,26 @@ class Ablation(Section):
         return self
 
 
+class Degeneracy(Section):
+    """ADT_EXP with lambda = 0 beside AT_PGD: trained in full, then looked at on test images."""
+
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    attack: Key = Field(description="attack of `evaluation.attacks` reported beside the worst case")
+    images: Count = Field(description="test images on which distributions are searched for")
+    lams: Annotated[list[NonNegative], Field(min_length=1)] = Field(description="lambda of these searches")
+    steps: Annotated[list[Count], Field(min_length=1)] = Field(description="inner steps of these searches")
+    samples: Annotated[int, Field(ge=2)] = Field(description="draws an image")
+
+    @model_validator(mode="after")
+    def _checked(self) -> "Degeneracy":
+        for name, values in (("seeds", self.seeds), ("lams", self.lams), ("steps", self.steps)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} must be distinct")
+        if 0 not in self.lams:
+            raise ValueError("lams must contain 0, whose collapse is the question")
+        return self
+
+
 class Comparison(Section):
     """The comparison table."""
 

@@ -10,6 +10,7 @@ import hashlib
 import io
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -30,20 +31,23 @@ def save_state(path: Path, fingerprint: str, state: dict[str, Any]) -> None:
 def load_state(path: Path, fingerprint: str) -> dict[str, Any] | None:
     """The state in `path`, on the CPU, or None where there is none that can be used.
 
-    A file that is damaged, or is of another run, is named on stderr with the reason.
+    A file that is damaged, is of another run or holds objects is named on stderr with the
+    reason; code in it is not run.
     """
     if not path.exists():
         return None
     header, _, content = path.read_bytes().partition(b"\n")
     words = header.decode(errors="replace").split(" ")
-    reason = None
     if len(words) != 3 or words[0] != _FORMAT:
         reason = "is not a training state of this version"
     elif words[1] != fingerprint:
         reason = "belongs to a run with other parameters, data, code or machine"
     elif words[2] != hashlib.sha256(content).hexdigest():
         reason = "is damaged (truncated or changed)"
-    if reason:
-        print(f"warning: {path} {reason}; training starts from the beginning", file=sys.stderr, flush=True)
-        return None
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    else:
+        try:
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except UnpicklingError:
+            reason = "holds more than tensors and plain values"
+    print(f"warning: {path} {reason}; training starts from the beginning", file=sys.stderr, flush=True)
+    return None

@@ -25,6 +25,7 @@ from pipeline.adversaries.base import repeat
 from pipeline.ascent import Inner, autocast
 from pipeline.data.store import Split
 from pipeline.errors import UserError
+from pipeline.models.lowering import is_wide
 from pipeline.perturbation import PerturbationSet
 from pipeline.seeding import Stream
 from pipeline.training.augmentation import augment
@@ -101,6 +102,9 @@ class Trainer:
         self.settings, self.seed, self.name = settings, seed, name
         self.state_path, self.fingerprint, self.on_epoch = state_path, fingerprint, on_epoch
         self.progress = Progress()
+        for network in (model, adversary):
+            if is_wide(network):
+                network.to(memory_format=torch.channels_last)
         o = settings.optimizer
         self.optimizer = torch.optim.SGD(
             model.parameters(), lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay, foreach=True

@@ -1,0 +1,1 @@
+"""Your own code, named in params.yaml by import path."""
