@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.adversaries.profiles import PROFILES
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -25,3 +27,18 @@ def test_every_file_of_the_tree_exists_and_every_module_is_in_it() -> None:
 def test_every_figure_shown_exists() -> None:
     figures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
     assert len(figures) >= 4 and all((ROOT / figure).exists() for figure in figures)
+
+
+def test_the_table_of_switches_is_the_one_in_force() -> None:
+    rows = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in README.splitlines()]
+    shown = {(r[0], r[1]): (r[2], r[3]) for r in rows if len(r) == 5 and r[0] in PROFILES}
+
+    def word(value: object) -> str:
+        return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+    held = {
+        (method, switch): (word(values["released"]), word(values["paper"]))
+        for method, switches in PROFILES.items()
+        for switch, values in switches.items()
+    }
+    assert shown == held

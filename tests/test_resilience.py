@@ -1,6 +1,7 @@
 """Nothing that goes wrong costs a result: kills, damaged and foreign files, full disks, numbers that are not finite."""
 
 import ast
+import contextlib
 import errno
 import hashlib
 import io
@@ -37,6 +38,7 @@ from pipeline.yaml_files import dump, read_yaml
 ROOT = Path(__file__).parents[1]
 KILLED = -signal.SIGKILL
 BATCHES = 13  # an epoch, on the smoke preset
+EPOCHS = 6
 ATTACKED = "adt_exp"  # the method whose verdicts are compared, too
 
 # Real processes
@@ -63,7 +65,7 @@ SMALL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes
 
 
 class Workspace:
-    """A folder with the code, the smoke preset and its data; stages run there in processes."""
+    """A folder with the code, the smoke preset with more epochs, and its data; stages run there in processes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -76,6 +78,7 @@ class Workspace:
     def use(self, **train_or_model: Any) -> None:
         """Write params.yaml, with these values in the sections `train` and `model`."""
         document = read_yaml(ROOT / "presets/smoke.yaml")
+        document["train"]["epochs"] = EPOCHS
         for key, value in train_or_model.items():
             document["train" if key in document["train"] else "model"][key] = value
         (self.folder / "params.yaml").write_text(dump(document))
@@ -95,16 +98,31 @@ class Workspace:
         assert process.returncode == status, f"{stage} {method}: status {process.returncode}\n{errors}"
         return errors
 
-    def kill(self, stage: str, method: str, seconds: float) -> bool:
-        """Kill a stage after so many seconds; whether it was still running."""
-        process = self.start(stage, method)
-        try:
-            process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    def begin(self, method: str) -> subprocess.Popen[str]:
+        """Start a training and wait until it has saved its state once: a kill before that would cost it nothing."""
+        before = self.saved()
+        process = self.start("train", method)
+        while process.poll() is None and self.saved() == before:
+            time.sleep(0.002)
+        return process
+
+    def kill(self, method: str, seconds: float) -> None:
+        """Kill a training so long after `begin`, if it is still running then."""
+        process = self.begin(method)
+        time.sleep(seconds)
+        process.kill()
         errors = process.communicate()[1]
         assert process.returncode in (0, KILLED), errors
-        return process.returncode == KILLED
+
+    def unfinished(self) -> bool:
+        """Whether a training has left something to continue from or to clear away."""
+        return any((self.folder / ".work/train").iterdir())
+
+    def saved(self) -> list[int]:
+        """When the state of the training that is not finished was saved; empty if there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            return [path.stat().st_mtime_ns for path in (self.folder / ".work/train").glob("*/state.pt")]
+        return []
 
     def results(self) -> dict[str, bytes]:
         """Every file under runs/ and verdicts/, temporary ones included."""
@@ -151,14 +169,17 @@ def workspace(prepared: Workspace) -> Workspace:
 
 @pytest.fixture(scope="module")
 def uninterrupted(prepared: Workspace) -> Callable[[str], tuple[dict[str, bytes], float]]:
-    """What a method gives if nothing happens: its results, and the seconds that its training takes."""
+    """What a method gives if nothing happens: its results, and the seconds from `begin` until its state is gone."""
 
     @cache
     def run(method: str) -> tuple[dict[str, bytes], float]:
         prepared.clear()
-        started = time.monotonic()
-        prepared.run("train", method)
+        process, started = prepared.begin(method), time.monotonic()
+        while prepared.saved():
+            time.sleep(0.002)
         seconds = time.monotonic() - started
+        errors = process.communicate()[1]
+        assert process.returncode == 0, errors
         if method == ATTACKED:
             prepared.run("attack", method)
         results = prepared.results()
@@ -172,35 +193,38 @@ def uninterrupted(prepared: Workspace) -> Callable[[str], tuple[dict[str, bytes]
 def test_killed_at_random_instants_a_method_ends_with_the_same_bits(method: str, workspace, uninterrupted) -> None:
     expected, seconds = uninterrupted(method)
     draw = random.Random(f"kills of {method}").uniform
-    # The first half of the time goes into starting Python, so one kill shall fall into the other half.
-    instants = [draw(0.5, 1) * seconds, draw(0, 1) * seconds]
-    killed = [workspace.kill("train", method, instant) for instant in instants]
-    workspace.run("train", method)
+    # Two instants of the uninterrupted training; the second process continues where the first one was killed.
+    first, second = sorted([draw(0, seconds), draw(0, seconds)])
+    workspace.kill(method, first)
+    if workspace.unfinished():
+        workspace.kill(method, second - first)
+    if workspace.unfinished():
+        workspace.run("train", method)
     if method == ATTACKED:
         workspace.run("attack", method, KILLED, DIE.format(name="seed-0.npz", when="before", count=1))
         workspace.run("attack", method)
-    assert workspace.results() == expected, f"kills at {instants} of {seconds} seconds, in time: {killed}"
-    assert not list((workspace.folder / ".work/train").iterdir())
+    assert workspace.results() == expected, f"kills at {first} and {second} of {seconds} seconds"
+    assert not workspace.unfinished()
 
 
 def test_a_kill_inside_a_write_costs_no_more_than_what_was_being_written(workspace, uninterrupted) -> None:
     """One training, killed time and again, in all places where files change."""
     method, (expected, _) = "adt_imp_am", uninterrupted("adt_imp_am")
 
-    def die(when: str, name: str, count: int = 1) -> tuple[int, int]:
+    def killed(when: str, name: str, count: int = 1) -> tuple[int, int]:
         workspace.run("train", method, KILLED, DIE.format(when=when, name=name, count=count))
         return workspace.progress()
 
-    assert die("before", "state.pt", 7) == (0, 6), "the batch whose state was being written is lost"
+    assert killed("before", "state.pt", 7) == (0, 6), "the batch whose state was being written is lost"
     assert workspace.temporary() != []
-    assert die("after", "state.pt") == (0, 7), "a state that is written counts"
+    assert killed("after", "state.pt") == (0, 7), "a state that is written counts"
     assert workspace.temporary() == [], "what the kill before left is gone"
-    assert die("after", "state.pt", BATCHES - 7) == (1, 0), "killed between two epochs"
-    assert die("before", "last.safetensors") == (2, 0), "killed among the results"
+    assert killed("after", "state.pt", BATCHES - 7) == (1, 0), "killed between two epochs"
+    assert killed("before", "last.safetensors") == (EPOCHS, 0), "killed among the results"
     assert workspace.temporary() != []
     workspace.run("train", method)
     assert workspace.results() == expected
-    assert workspace.temporary() == [] and not list((workspace.folder / ".work/train").iterdir())
+    assert workspace.temporary() == [] and not workspace.unfinished()
 
 
 def test_only_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
@@ -216,7 +240,7 @@ def test_only_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line_and_costs_no_more_than_a_kill(workspace, uninterrupted) -> None:
     """The system itself refuses, by its limit for the size of a file: larger than all files here but the state."""
-    method, (expected, _) = "adt_exp_am", uninterrupted("adt_exp_am")
+    method, (expected, _) = "at_pgd", uninterrupted("at_pgd")
     workspace.run("train", method, KILLED, DIE.format(when="after", name="state.pt", count=BATCHES + 6))
     state = workspace.state.read_bytes()
     errors = workspace.run("train", method, 2, SMALL_DISK.format(bytes=len(state) // 2))
@@ -270,6 +294,7 @@ def make_trainer(make_model, state_path: Path) -> Callable[..., Trainer]:
     """A fresh trainer, and an adversary that calls `event(trainer, samples)` with those of the batch `FAILING`.
 
     What the event returns, if anything, takes the place of the samples.
+    The trainer's `calls` hold the samples of every batch.
     """
 
     def make(method: str = "at_pgd", event: Callable[[Trainer, Samples], Any] = lambda *_: None) -> Trainer:
