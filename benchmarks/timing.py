@@ -81,5 +81,5 @@ def _commit() -> str:
         return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True).stdout.strip()
 
     return git("rev-parse", "HEAD") + (
-        " with changes" if git("status", "--porcelain", "pipeline", "benchmarks") else ""
+        " with changes" if git("status", "--porcelain", "--", "pipeline", "benchmarks", ":!benchmarks/results") else ""
     )
