@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, softplus
 from pipeline import adversaries, params
 from pipeline.adversaries.amortized import generator_input
 from pipeline.adversaries.explicit import Explicit
+from pipeline.adversaries.profiles import PROFILES, resolve
 from pipeline.perturbation import Linf, PerturbationSet, onto_images
 from pipeline.seeding import Noise, Stream, seeded_globals
 from pipeline.training.loop import Trainer
@@ -449,3 +450,31 @@ def test_one_training_step_is_the_one_of_the_equations(
     close(dict(model.named_buffers()), dict(old_model.named_buffers()))
     reported = {"train_loss": loss} | stats
     assert {name: row[name] for name in reported} == pytest.approx({k: float(v.detach()) for k, v in reported.items()})
+
+
+# `as: released` and `as: paper`
+
+
+@pytest.mark.parametrize("profile", ["released", "paper"])
+def test_one_word_decides_every_switch(method: str, profile: str, make_model, make_examples, perturbations) -> None:
+    switches = PROFILES[method]
+    open_ones = METHODS[method].model_dump(exclude={"profile", *switches})
+    settings = type(METHODS[method]).model_validate(open_ones | {"as": profile})
+    resolved = resolve(method, settings)
+    assert {name: getattr(resolved, name) for name in switches} == {n: v[profile] for n, v in switches.items()}
+    adversary, data = adversaries.build(method, settings, perturbations, 1, 6), make_examples()
+    samples = adversary(make_model(), data.x, data.y, NOISE.at(data.index)).x
+    assert len(samples) == len(data.x) * (switches.get("outer_samples") or {profile: 1})[profile]
+
+
+def test_a_switch_that_is_stated_wins_over_the_word() -> None:
+    stated = params.Explicit.model_validate(
+        {"as": "released", "lam": 0.01, "steps": 7, "samples": 5, "inner_lr": 0.3, "accumulate": False}
+    )
+    resolved = resolve("adt_exp", stated)
+    assert resolved.accumulate is False and resolved.outer_samples == 1
+
+
+def test_the_table_of_switches_covers_exactly_the_keys_that_may_be_left_out(method: str) -> None:
+    fields = params.Methods.model_fields[method].annotation.model_fields
+    assert {name for name, field in fields.items() if not field.is_required()} - {"profile"} == set(PROFILES[method])

@@ -58,6 +58,6 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 
 def resolve(method: str, settings: "Method") -> "Method":
     """The settings with every open switch filled in from their profile."""
-    switches = PROFILES[method]
+    switches = PROFILES.get(method, {})
     filled = {name: switches[name][settings.profile] for name in settings.open_switches()}
     return settings.model_copy(update=filled)
