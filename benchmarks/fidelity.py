@@ -12,7 +12,6 @@ rounding  released float32 against released float64: what rounding alone does to
 """
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import command
 from benchmarks.reference import Reference
 from benchmarks.setting import Setting
 from benchmarks.steps import METHODS
@@ -74,13 +74,8 @@ def distance(one: Tensor, other: Tensor, size: float) -> Distance:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table; a `UserError` becomes one line on stderr and exit status 2."""
-    parsed = _parser().parse_args(arguments)
-    try:
-        _run(parsed)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Print the table."""
+    command.run(_run, _parser(), arguments)
 
 
 def prepare(name: str, threads: int) -> torch.device:
@@ -111,9 +106,7 @@ def conditions(reference: Reference, seed: int) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.fidelity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("fidelity", __doc__)
     parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="a clone of the released code")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")

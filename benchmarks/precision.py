@@ -9,7 +9,6 @@ interval for it contains 0. So few runs cannot show less than about a point.
 import argparse
 import itertools
 import statistics
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from scipy import stats
 
-from benchmarks import timing
+from benchmarks import command, timing
 from pipeline import machine, params
 from pipeline.attacks import suite
 from pipeline.cell import Cell
@@ -75,15 +74,10 @@ def rows(p: Params) -> Iterator[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table; a `UserError` becomes one line on stderr and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
+    """Print the table."""
+    parser = command.parser("precision", __doc__)
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the same numbers as JSON")
-    parsed = parser.parse_args(arguments)
-    try:
-        _run(parsed)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run(_run, parser, arguments)
 
 
 def _run(parsed: argparse.Namespace) -> None:

@@ -15,7 +15,6 @@ faster of a square matrix product and a wide convolution.
 import argparse
 import copy
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +23,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import timing
+from benchmarks import command, timing
 from benchmarks.reference import Reference, pgd_loss
 from pipeline import adversaries, machine, params
 from pipeline.ascent import Inner
 from pipeline.data.store import Split
-from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.models.resnet import ResNet18
 from pipeline.models.small import SmallCNN
@@ -188,13 +186,8 @@ def measure(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table; a `UserError` becomes one line on stderr and exit status 2."""
-    parsed = _parser().parse_args(arguments)
-    try:
-        _run(parsed)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Print the table."""
+    command.run(_run, _parser(), arguments)
 
 
 def _run(parsed: argparse.Namespace) -> None:
@@ -225,9 +218,7 @@ def _cells(row: dict[str, Any], peaks: dict[str, float]) -> Iterator[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("training", __doc__)
     parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="a clone of the released code")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"))
     parser.add_argument("--threads", type=int, default=1, help="torch threads on both sides (default 1)")

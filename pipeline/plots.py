@@ -18,7 +18,11 @@ from matplotlib.ticker import MaxNLocator
 from pipeline.files import write_bytes
 
 LABELS = {
+    "standard": "standard",
+    "at_fgsm": "AT_FGSM",
     "at_pgd": "AT_PGD",
+    "trades": "TRADES",
+    "feature_scatter": "FeaScatter",
     "adt_exp": "ADT_EXP",
     "adt_exp_am": "ADT_EXP-AM",
     "adt_imp_am": "ADT_IMP-AM",

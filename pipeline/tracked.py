@@ -80,18 +80,18 @@ class TrackedRun:
         return int(1000 * facts["finished"]) if facts else None
 
     def params(self) -> dict[str, Any]:
-        """Flat parameters under names that every method shares."""
+        """Flat parameters under names that every method shares; what is not set is left out."""
         d = self.description
-        flat = {"method": d["method"], "seed": d["seed"], "data": d["data"]["name"]}
-        flat |= d["threat"] | {"model": d["model"]["name"], "widths": d["model"]["widths"]}
+        flat = {"method": d["method"], "seed": d["seed"], "data": d["data"]["name"]} | d["threat"]
+        flat |= {"model" if key == "name" else key: value for key, value in d["model"].items()}
         for name, value in d["train"].items():
-            if name == "selection":
-                flat |= {f"selection_{key}": inner for key, inner in value.items()}
+            if name in ("selection", "schedule"):
+                flat |= {name if key == "name" else f"{name}_{key}": inner for key, inner in value.items()}
             elif isinstance(value, dict):
                 flat |= value
             else:
                 flat[name] = value
-        return flat | d["method_params"]
+        return {name: value for name, value in (flat | d["method_params"]).items() if value is not None}
 
     def tags(self) -> dict[str, str]:
         """What a run is known by from its first moment."""

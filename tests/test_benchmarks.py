@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks import fidelity, ours, reference, steps
+from benchmarks import fidelity, ours, reference, steps, training
 from benchmarks.instruments import QueuedTorch, queued
 from benchmarks.reference import Reference, pgd_loss
 from benchmarks.released import Clone, replaced
@@ -371,3 +372,36 @@ def test_released_networks_have_their_published_sizes(released: Reference) -> No
     sizes = [sum(p.numel() for p in net.parameters()) for net in (released.generator(9, 6), released.encoder(64))]
     assert sizes == [10_330_880, 724_384]
     assert reference.Reference(released.folder, "cpu").wide_resnet(10)(torch.rand(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.fixture
+def undone() -> Iterator[None]:
+    """`machine.prepare` asks this whole process for deterministic kernels; afterwards it is as before."""
+    mode = torch.get_deterministic_debug_mode()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.set_deterministic_debug_mode(mode)
+    torch.utils.deterministic.fill_uninitialized_memory = fills
+
+
+@pytest.mark.usefixtures("undone")
+def test_the_training_benchmark_times_both_sides_and_writes_ratios(clone: Path, tmp_path: Path, capsys) -> None:
+    output = tmp_path / "numbers.json"
+    training.main(["--reference", str(clone), "--networks", "digits", "--rounds", "2", "--output", str(output)])
+    numbers = json.loads(output.read_text())
+    assert [(row["network"], row["method"]) for row in numbers["rows"]] == [("digits", "at_pgd"), ("digits", "adt_exp")]
+    for row in numbers["rows"]:
+        faster = row["fp32"]["times_faster"]
+        assert 0 < faster["least"] <= faster["median"] <= faster["greatest"]
+        assert row["bf16"]["flops_per_second"] > 0
+    assert numbers["conditions"]["threads"] == 1 and "adt_exp" in capsys.readouterr().out
+
+
+def test_useful_arithmetic_is_counted_from_the_layers() -> None:
+    network = training.NETWORKS["digits"]
+    model = network.build(None)
+    step = training.ours("at_pgd", network, model, "fp32", torch.device("cpu"))
+    # Multiply-adds an image: 3x3 convolutions 1 -> 16 on 8x8 and 16 -> 32 on 4x4, linear 512 -> 10.
+    forward = 2 * (9 * 16 * 64 + 9 * 16 * 32 * 16 + 512 * 10)
+    # Seven input gradients (forward and back once) and one training pass (back twice).
+    assert training.arithmetic(step) == 64 * forward * (7 * 2 + 3)

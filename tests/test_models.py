@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import models
+from pipeline import models, params
+from pipeline.errors import UserError
 from pipeline.models.encoder import Encoder
 from pipeline.models.generator import Generator, ResidualBlock
 from pipeline.models.small import SmallCNN
@@ -95,3 +96,27 @@ def test_the_encoder_gives_means_and_positive_variances_at_every_size(channels: 
     mean, variance = Encoder(channels, 2, 7)(torch.rand(4, channels, size, size) * 2 - 1)
     assert mean.shape == variance.shape == (4, 7)
     assert (variance > 0).all()
+
+
+NAMED = {
+    "resnet18": 11_173_962,
+    "preact_resnet18": 11_172_170,
+    "wrn_28_10": 36_479_194,
+    "wrn_34_10": 46_160_474,
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_classifiers_are_built_by_name_with_their_published_sizes(name: str) -> None:
+    settings = params.Model(name=name, mean=[0.5, 0.5, 0.4], std=[0.2, 0.2, 0.3])
+    model = models.classifier(settings, {"shape": [3, 32, 32], "classes": list(range(10))}, seed=1)
+    assert models.count_parameters(model) == NAMED[name]
+    assert models.architecture(settings) == name
+    x = torch.tensor([0.5, 0.5, 0.4]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    torch.testing.assert_close(model.normalize(x), torch.zeros(1, 3, 4, 4))
+
+
+def test_a_normalisation_for_other_channels_is_refused() -> None:
+    settings = params.Model(name="resnet18", mean=[0.5], std=[0.2])
+    with pytest.raises(UserError, match="model.mean: 1 numbers for images of 3 channels"):
+        models.classifier(settings, {"shape": [3, 32, 32], "classes": [0, 1]})

@@ -1,5 +1,6 @@
 """README shows what was measured: its table is the committed one, its files and commands exist."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -41,4 +42,20 @@ def test_the_table_of_switches_is_the_one_in_force() -> None:
         for method, switches in PROFILES.items()
         for switch, values in switches.items()
     }
+    assert shown == held
+
+
+def test_the_table_of_speeds_is_the_recorded_one() -> None:
+    recorded = json.loads((ROOT / "benchmarks/results/training-cpu.json").read_text())["rows"]
+    rows = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in README.splitlines()]
+    shown = [row[1:] for row in rows if len(row) == 7 and row[2].endswith(" ms")]
+    held = [
+        [row["method"], f"{row['released_ms']:.0f} ms"]
+        + [
+            cell
+            for precision in ("fp32", "bf16")
+            for cell in (f"{row[precision]['ms']:.0f} ms", f"{row[precision]['times_faster']['median']:.2f}")
+        ]
+        for row in recorded
+    ]
     assert shown == held

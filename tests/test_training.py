@@ -400,6 +400,12 @@ def test_the_most_robust_then_most_natural_then_first_epoch_is_selected(
     )
 
 
+def test_standard_training_selects_by_natural_accuracy(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = iter([Scores(0.7, 0.02), Scores(0.9, 0.0), Scores(0.9, 0.01)])
+    monkeypatch.setattr(loop, "validate", lambda *_: next(script))
+    assert train(adversary_of("standard")).progress.selected_epoch == 3
+
+
 @pytest.mark.parametrize("threat", [Linf(0.02), L2(0.1)], ids=["linf", "l2"])
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
 def test_validation_scores_of_a_linear_model_are_the_exact_ones(linear_problem, threat, batch_size: int) -> None:

@@ -37,11 +37,13 @@ class Adversary(nn.Module, ABC):
 
     A module, so that learnable parts (generator, encoder) travel with it.
     `gradient_evaluations` counts classifier passes (forward and backward) an example and
-    step while samples are made, `training_evaluations` those of the classifier's own loss.
+    step while samples are made, `training_evaluations` those of the classifier's own loss. `selects_by`:
+    the validation accuracy, "robust" or "natural", that decides which epoch is kept; the other one breaks ties.
     """
 
     gradient_evaluations: int
     training_evaluations: int = 1
+    selects_by: str = "robust"
 
     def __init__(
         self, settings: "Method", perturbations: PerturbationSet, channels: int, size: int, inner: Inner = EVALUATING

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, log_softmax, one_hot
 
-from pipeline.adversaries.base import Adversary, Samples, at_least_single
-from pipeline.ascent import ascend, frozen
+from pipeline.adversaries.base import Samples, at_least_single
+from pipeline.adversaries.iterated import Iterated
+from pipeline.ascent import frozen
 from pipeline.seeding import Noise
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _ENOUGH = 0.1  # released: stop when the row potentials move less than this in s
 _TINY = 1e-6  # released: inside the logarithm of each sum of exponentials
 
 
-class FeatureScatter(Adversary):
+class FeatureScatter(Iterated):
     """Climb the optimal-transport distance between the logits of the clean and of the perturbed batch.
 
     Cost: max(0, 1 - cosine) between logits, as released (the paper speaks of features).
@@ -32,26 +33,13 @@ class FeatureScatter(Adversary):
 
     settings: "Settings"
 
-    @property
-    def gradient_evaluations(self) -> int:
-        """One a step."""
-        return self.settings.steps
-
     def forward(self, model: nn.Module, x: Tensor, labels: Tensor, noise: Noise) -> Samples:
         """One scattered image an image, from a random start."""
         with frozen(model, self.inner) as fast:
             with torch.no_grad():
                 clean = fast(x)
-            images = ascend(
-                fast,
-                x,
-                labels,
-                self.perturbations.start(x, noise),
-                loss=lambda logits, _: self._distance(clean, logits),
-                perturbations=self.perturbations,
-                steps=self.settings.steps,
-                step_size=self.settings.step_size,
-            )
+            start = self.perturbations.start(x, noise)
+            images = self.climb(fast, x, labels, start, lambda logits, _: self._distance(clean, logits))
         return Samples(images)
 
     def loss(

@@ -6,15 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
-from pipeline.adversaries.base import Adversary, Samples, at_least_single
-from pipeline.ascent import ascend, frozen
+from pipeline.adversaries.base import Samples, at_least_single
+from pipeline.adversaries.iterated import Iterated
+from pipeline.ascent import frozen
 from pipeline.seeding import Noise
 
 if TYPE_CHECKING:
     from pipeline.params import Trades as Settings
 
 
-class Trades(Adversary):
+class Trades(Iterated):
     """min CE(f(x), y) + beta max_delta KL(f(x) || f(x + delta)), the maximum by projected ascent.
 
     The start is a normal of deviation `start_scale` around the image. As in the released
@@ -26,27 +27,13 @@ class Trades(Adversary):
     settings: "Settings"
     training_evaluations = 2
 
-    @property
-    def gradient_evaluations(self) -> int:
-        """One a step."""
-        return self.settings.steps
-
     def forward(self, model: nn.Module, x: Tensor, labels: Tensor, noise: Noise) -> Samples:
         """The images whose predictions have moved furthest."""
         start = self.perturbations.project(self.settings.start_scale * noise.normal(*x.shape[1:]))
         with frozen(model, self.inner) as fast:
             with torch.no_grad():
                 clean = softmax(fast(x), 1)
-            images = ascend(
-                fast,
-                x,
-                labels,
-                start,
-                loss=lambda logits, _: divergence(logits, clean),
-                perturbations=self.perturbations,
-                steps=self.settings.steps,
-                step_size=self.settings.step_size,
-            )
+            images = self.climb(fast, x, labels, start, lambda logits, _: divergence(logits, clean))
         return Samples(images)
 
     def loss(

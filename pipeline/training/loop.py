@@ -72,9 +72,9 @@ class Progress:
     best: Scores = field(default_factory=lambda: Scores(-1.0, -1.0))
     selected: dict[str, Tensor] = field(default_factory=dict)
 
-    def consider(self, epoch: int, scores: Scores, model: nn.Module) -> None:
-        """Keep this epoch's weights if its robust, then natural, accuracy is the best so far."""
-        if (scores.robust, scores.natural) > (self.best.robust, self.best.natural):
+    def consider(self, epoch: int, scores: Scores, model: nn.Module, by: str) -> None:
+        """Keep this epoch's weights if its accuracy called `by`, then the other one, is the best so far."""
+        if scores.rank(by) > self.best.rank(by):
             self.best, self.selected_epoch = scores, epoch
             self.selected = copy.deepcopy(model.state_dict())
 
@@ -128,7 +128,7 @@ class Trainer:
             epoch = len(self.progress.history) + 1
             row = self._epoch(epoch, train)
             scores = self._validate(validation)
-            self.progress.consider(epoch, scores, self.evaluated)
+            self.progress.consider(epoch, scores, self.evaluated, self.adversary.selects_by)
             row |= self._diagnose(validation) | {"val_natural": scores.natural, "val_robust": scores.robust}
             self.progress.history.append(row)
             self.progress.batch, self.progress.totals = 0, {}

@@ -22,6 +22,10 @@ class Scores:
     natural: float
     robust: float
 
+    def rank(self, by: str) -> tuple[float, float]:
+        """What is compared: the accuracy called `by` ("robust" or "natural"), then the other one."""
+        return (self.natural, self.robust) if by == "natural" else (self.robust, self.natural)
+
 
 def validate(
     model: nn.Module,
