@@ -1,4 +1,4 @@
-"""Gradient ascent inside a perturbation set: the one loop behind FGSM, PGD, MIM, C&W and PGD training."""
+"""Gradient ascent inside a perturbation set: behind FGSM, PGD, MIM, C&W and PGD training alike."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pipeline.losses import margin
 from pipeline.models.folding import folded
 from pipeline.models.lowering import Lowered, is_wide
 from pipeline.perturbation import PerturbationSet, onto_images
@@ -64,38 +65,62 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def input_gradient(model: nn.Module, x: Tensor, labels: Tensor, loss: Loss) -> Tensor:
     """d loss(model(x_n), y_n) / d x_n for each example; the loss is per example, so no 1/N enters."""
+    return logits_and_gradient(model, x, labels, loss)[1]
+
+
+def logits_and_gradient(model: nn.Module, x: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+    """The logits (N, K), detached, and the input gradient from one forward and one backward pass."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        return torch.autograd.grad(loss(model(x), labels).sum(), x)[0]
+        logits = model(x)
+        return logits.detach(), torch.autograd.grad(loss(logits, labels).sum(), x)[0]
 
 
-def ascend(
-    model: nn.Module,
-    x: Tensor,
-    labels: Tensor,
-    delta: Tensor,
-    *,
-    loss: Loss,
-    perturbations: PerturbationSet,
-    steps: int,
-    step_size: float,
-    momentum: float | None = None,
-) -> Tensor:
-    """Climb `loss` from the start `delta` for `steps` projected steps; returns the last images.
+@dataclass(frozen=True)
+class Ascent:
+    """Projected steps on a loss; the start is clipped to images first.
 
-    The start is clipped to images first; then delta <- project(delta + step_size * direction(g)),
-    with g the input gradient at x + delta, and x + delta is clipped to [0, 1] again. With `momentum`
-    (MIM, Dong et al. 2018) the direction is taken of the running sum m <- momentum * m + g / mean|g|.
-    The caller freezes the model.
+    delta <- project(delta + step_size * direction(g)), with g the input gradient at x + delta, and
+    x + delta is clipped to [0, 1] again. With `momentum` (MIM, Dong et al. 2018) the direction is
+    taken of the running sum m <- momentum * m + g / mean|g|. The caller freezes the model.
     """
-    velocity = torch.zeros_like(x)
-    images = onto_images(x, delta)
-    for _ in range(steps):
-        gradient = input_gradient(model, images, labels, loss)
-        if momentum is not None:
+
+    loss: Loss
+    perturbations: PerturbationSet
+    steps: int
+    step_size: float
+    momentum: float | None = None
+
+    def last(self, model: nn.Module, x: Tensor, labels: Tensor, delta: Tensor) -> Tensor:
+        """The images after all steps from the perturbation `delta`."""
+        images, velocity = onto_images(x, delta), torch.zeros_like(x)
+        for _ in range(self.steps):
+            gradient = input_gradient(model, images, labels, self.loss)
+            images, velocity = self._step(x, images, gradient, velocity)
+        return images
+
+    def first_broken(self, model: nn.Module, x: Tensor, labels: Tensor, delta: Tensor) -> Tensor:
+        """Each image at the first iterate that is misclassified, else after all steps.
+
+        An example that is broken leaves the batch, so robust examples alone cost all steps.
+        """
+        images, velocity = onto_images(x, delta), torch.zeros_like(x)
+        found, active = images.clone(), torch.arange(len(x), device=x.device)
+        for _ in range(self.steps):
+            logits, gradient = logits_and_gradient(model, images, labels, self.loss)
+            holding = margin(logits, labels) > 0
+            found[active] = images
+            active, x, labels = active[holding], x[holding], labels[holding]
+            if not len(active):
+                return found
+            images, velocity = self._step(x, images[holding], gradient[holding], velocity[holding])
+        found[active] = images
+        return found
+
+    def _step(self, x: Tensor, images: Tensor, gradient: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
+        if self.momentum is not None:
             scale = gradient.abs().flatten(1).mean(1).clamp_min(1e-12)
-            velocity = momentum * velocity + gradient / scale.view(-1, 1, 1, 1)
-            gradient = velocity
-        delta = perturbations.project(images - x + step_size * perturbations.direction(gradient))
-        images = onto_images(x, delta)
-    return images
+            gradient = velocity = self.momentum * velocity + gradient / scale.view(-1, 1, 1, 1)
+        p = self.perturbations
+        delta = p.project(images - x + self.step_size * p.direction(gradient))
+        return onto_images(x, delta), velocity

@@ -1,7 +1,7 @@
 """One training run, from parameters to a trained model: what the train stage and the studies share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,13 @@ from pipeline.adversaries import Adversary
 from pipeline.adversaries.profiles import resolve
 from pipeline.ascent import Inner
 from pipeline.data.store import load_meta, load_split
-from pipeline.files import digest, digest_code, digest_file
+from pipeline.files import digest, digest_code, digest_file, read_json, write_json
 from pipeline.machine import fingerprint
+from pipeline.models.weights import load_weights, save_weights
 from pipeline.perturbation import PerturbationSet
 from pipeline.seeding import Stream, seeded_globals
 from pipeline.training.loop import Progress, Trainer
+from pipeline.training.selection import Scores
 
 if TYPE_CHECKING:
     from pipeline.params import Method, Params
@@ -117,3 +119,25 @@ class Cell:
             load_split(self.data_folder, "train", device), load_split(self.data_folder, "validation", device)
         )
         return progress, trainer.evaluated, adversary
+
+    def trained(self, device: torch.device, work: Path) -> tuple[Scores, nn.Module, Adversary]:
+        """The best validation scores, the selected model and its adversary, for studies that keep no runs.
+
+        What was trained before with the same fingerprint is read back from a folder of `work`, so that
+        another way of measuring does not train again; a training that was interrupted there is continued.
+        """
+        folder = work / self.fingerprint()[:32]
+        weights, own, best = (folder / name for name in ("model.safetensors", "adversary.safetensors", "best.json"))
+        name = models.architecture(self.params.model)
+        if best.exists():
+            model, adversary, _ = self.build(device)
+            load_weights(weights, model, name)
+            load_weights(own, adversary)
+            return Scores(**read_json(best)), model, adversary
+        progress, model, adversary = self.train(device, folder / "state.pt")
+        model.load_state_dict(progress.selected)
+        save_weights(weights, progress.selected, name)
+        save_weights(own, adversary.state_dict())
+        write_json(best, asdict(progress.best))
+        (folder / "state.pt").unlink()
+        return progress.best, model, adversary

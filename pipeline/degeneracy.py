@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pipeline.adversaries.explicit import Explicit
-from pipeline.ascent import ascend, frozen
+from pipeline.ascent import Ascent, frozen
 from pipeline.data.store import Split
 from pipeline.diversity import describe
 from pipeline.losses import cross_entropy
@@ -52,18 +52,9 @@ def pgd_loss(
     model: nn.Module, examples: Split, perturbations: PerturbationSet, steps: int, step_size: float, stream: Stream
 ) -> float:
     """Mean cross-entropy of PGD's last iterate: what a single worst point reaches."""
-    index = examples.index
+    start = perturbations.start(examples.x, stream.at(examples.index))
     with frozen(model) as fast:
-        images = ascend(
-            fast,
-            examples.x,
-            examples.y,
-            perturbations.start(examples.x, stream.at(index)),
-            loss=cross_entropy,
-            perturbations=perturbations,
-            steps=steps,
-            step_size=step_size,
-        )
+        images = Ascent(cross_entropy, perturbations, steps, step_size).last(fast, examples.x, examples.y, start)
         with torch.no_grad():
             return float(cross_entropy(model(images), examples.y).mean())
 

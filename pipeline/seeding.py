@@ -59,6 +59,14 @@ class Noise:
     key: int
     index: Tensor
 
+    def rows(self, chosen: Tensor) -> "Noise":
+        """The numbers of some of the examples: `chosen` is an index or a mask over the batch."""
+        return Noise(self.key, self.index[chosen])
+
+    def branch(self, name: str | int) -> "Noise":
+        """Unrelated numbers for the same examples: another restart, another candidate."""
+        return Noise(Stream.of(self.key, name).key, self.index)
+
     def uniform(self, *shape: int, draw: int = 0) -> Tensor:
         """Uniform on the open interval (0, 1), float32 (N, *shape), 23 random bits each.
 

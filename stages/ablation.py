@@ -32,13 +32,8 @@ def main() -> None:
     def evaluate(lam: float, seed: int) -> tuple[float, dict[str, float]]:
         changed = variant(p, lam)
         cell = Cell(changed, "adt_exp", seed)
-        state = WORK / "ablation" / cell.fingerprint()[:16] / "state.pt"
-        progress, model, adversary = cell.train(device, state)
-        model.load_state_dict(progress.selected)
-        measured = measure(changed, cell, model, adversary, device)
-        state.unlink()
-        state.parent.rmdir()
-        return progress.best.robust, measured
+        best, model, adversary = cell.trained(device, WORK / "ablation")
+        return best.robust, measure(changed, cell, model, adversary, device)
 
     name, storage = study_name(p), WORK / "ablation" / "study.db"
     with Progress("lambda ablation", len(settings.lams) * len(settings.seeds)) as bar:
@@ -69,7 +64,7 @@ def variant(p: Params, lam: float) -> Params:
 def study_name(p: Params) -> str:
     """A name that changes with everything a trial depends on, except its lambda and seed."""
     base = Cell(variant(p, 0.0), "adt_exp", 0).fingerprint()
-    evaluation = [p.evaluation.model_dump(), p.ablation.attack, p.ablation.samples]
+    evaluation = [p.evaluation.model_dump(), suite.own_code(p.evaluation), p.ablation.attack, p.ablation.samples]
     return f"lambda-{digest([base, evaluation, digest_code(Path(), *STUDY_CODE)])[:32]}"
 
 

@@ -50,11 +50,11 @@ def main() -> None:
         digest_code(Path(), *EVALUATION_CODE),
         machine.fingerprint(p.runtime),
     ]
-    attacks = suite.attacks(p.evaluation)
+    attacks, own_attacks = suite.attacks(p.evaluation), suite.own_code(p.evaluation)
     columns = {}
     with Progress(f"attack {method} seed {seed}", len(attacks)) as bar:
         for name, settings in attacks.items():
-            key = digest([name, settings and settings.model_dump(), *common])
+            key = digest([name, settings and settings.model_dump(), own_attacks.get(name), *common])
             columns[name] = _column(cache / f"{key[:32]}.npz", p, name, model.to(device), test)
             bar.step(f"{name} {1 - columns[name].broken.mean():.3f}")
 

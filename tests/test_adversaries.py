@@ -154,7 +154,7 @@ def entropy_term(perturbations: PerturbationSet, mean: Tensor, sigma: Tensor, dr
         tanh = TanhTransform(cache_size=1)
         squashed = tanh(u)
         return -TransformedDistribution(Normal(mean, sigma), tanh).log_prob(squashed).flatten(1).mean(1)
-    # shared/facts/adt.md (a), "l2": the radial map's log-determinant.
+    # The radial map's log-determinant: one direction along u, d - 1 across it.
     length = u.flatten(1).norm(dim=1)
     radius = torch.tanh(length / d**0.5)
     log_det = torch.log((1 - radius**2) / d**0.5) + (d - 1) * torch.log(radius / length)

@@ -199,7 +199,11 @@ def test_a_stage_depends_on_no_code_that_does_not_exist(stage: str) -> None:
 
 def test_every_other_dependency_is_an_output_of_another_stage(stage: str) -> None:
     outputs = [path for other in STAGES.values() for out in other.get("outs", []) for path in output_paths(out)]
-    data = [dep for dep in STAGES[stage]["deps"] if dep not in [*code_dependencies(stage), "plugins/sets"]]
+    data = [
+        dep
+        for dep in STAGES[stage]["deps"]
+        if dep not in [*code_dependencies(stage), "plugins/sets", "plugins/attacks"]
+    ]
     assert [dep for dep in data if not any(out == dep or out.startswith(f"{dep}/") for out in outputs)] == []
 
 
@@ -210,6 +214,10 @@ def output_paths(out: str | dict[str, Any]) -> list[str]:
 def test_the_stages_that_build_the_perturbation_set_depend_on_the_users_own_ones(stage: str) -> None:
     builds = "pipeline/perturbation.py" in code_of(stage) and stage != "landscape"  # which looks beyond the set
     assert ("plugins/sets" in STAGES[stage]["deps"]) == builds
+
+
+def test_the_stages_that_attack_models_depend_on_the_users_own_attacks(stage: str) -> None:
+    assert ("plugins/attacks" in STAGES[stage]["deps"]) == ("pipeline/attacks/catalogue.py" in code_of(stage))
 
 
 def test_what_is_harmless_exists_and_is_used() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.ascent import ascend, frozen, input_gradient
+from pipeline.ascent import Ascent, frozen, input_gradient
 from pipeline.losses import carlini_wagner, cross_entropy
 from pipeline.perturbation import L2, Linf
 from pipeline.seeding import Stream
@@ -93,7 +93,7 @@ def test_ascent_is_the_textbook_loop(make_model, make_examples, textbook_ascent,
     start = perturbations.start(data.x, Stream.of(0, "test").at(data.index)).double()
     rules = {"loss": loss, "perturbations": perturbations, "steps": 5, "step_size": 0.07, "momentum": momentum}
     with frozen(model) as fast:
-        climbed = ascend(fast, data.x, data.y, start, **rules)
+        climbed = Ascent(**rules).last(fast, data.x, data.y, start)
     expected = textbook_ascent(model, data.x, data.y, start, **rules)
     torch.testing.assert_close(climbed, expected, rtol=0, atol=1e-10)
 
@@ -101,39 +101,45 @@ def test_ascent_is_the_textbook_loop(make_model, make_examples, textbook_ascent,
 def test_no_steps_give_the_clipped_start(make_model, make_examples) -> None:
     data = make_examples()
     start = torch.full_like(data.x, 0.3)
-    images = ascend(
-        make_model(), data.x, data.y, start, loss=cross_entropy, perturbations=Linf(0.3), steps=0, step_size=1.0
-    )
+    images = Ascent(cross_entropy, Linf(0.3), steps=0, step_size=1.0).last(make_model(), data.x, data.y, start)
     assert torch.equal(images, (data.x + 0.3).clamp(0, 1))
 
 
 def test_ascent_finds_the_known_optimum_of_a_linear_model_in_linf(make_examples) -> None:
     data = make_examples(dtype=torch.float64)
     weight = Stream.of(0, "test").at(torch.tensor([0])).normal(1, 6, 6)[0].double()
-    images = ascend(
-        LinearLogit(weight),
-        data.x,
-        torch.ones_like(data.y),
-        torch.zeros_like(data.x),
-        loss=cross_entropy,
-        perturbations=Linf(0.2),
-        steps=20,
-        step_size=0.05,
-    )
+    ascent = Ascent(cross_entropy, Linf(0.2), steps=20, step_size=0.05)
+    images = ascent.last(LinearLogit(weight), data.x, torch.ones_like(data.y), torch.zeros_like(data.x))
     torch.testing.assert_close(images, (data.x + 0.2 * weight.sign()).clamp(0, 1))
 
 
 def test_ascent_finds_the_known_optimum_of_a_linear_model_in_l2() -> None:
     weight = Stream.of(0, "test").at(torch.tensor([0])).normal(1, 6, 6)[0].double()
     x = torch.full((2, 1, 6, 6), 0.5, dtype=torch.float64)  # far enough from 0 and 1 never to be clipped
-    images = ascend(
-        LinearLogit(weight),
-        x,
-        torch.ones(2, dtype=torch.int64),
-        torch.zeros_like(x),
-        loss=cross_entropy,
-        perturbations=L2(0.4),
-        steps=20,
-        step_size=0.05,
-    )
+    ascent = Ascent(cross_entropy, L2(0.4), steps=20, step_size=0.05)
+    images = ascent.last(LinearLogit(weight), x, torch.ones(2, dtype=torch.int64), torch.zeros_like(x))
     torch.testing.assert_close(images, x + 0.4 * weight / weight.norm())
+
+
+@pytest.mark.parametrize("momentum", [None, 1.0])
+def test_the_first_broken_iterate_is_the_first_of_the_textbook_loop_that_is_misclassified(
+    make_model, make_examples, textbook_ascent, perturbations, momentum
+) -> None:
+    model, data = make_model(torch.float64).eval(), make_examples(60, dtype=torch.float64)
+    start = perturbations.start(data.x, Stream.of(0, "test").at(data.index)).double()
+    rules = {"loss": cross_entropy, "perturbations": perturbations, "step_size": 0.02, "momentum": momentum}
+    with frozen(model) as fast:
+        found = Ascent(steps=6, **rules).first_broken(fast, data.x, data.y, start)
+    path = torch.stack([textbook_ascent(model, data.x, data.y, start, steps=t, **rules) for t in range(7)], 1)
+    broken = torch.stack([model(images).argmax(1) != data.y for images in path.unbind(1)], 1)
+    place = torch.where(broken.any(1), broken.int().argmax(1), 6)
+    assert set(place.tolist()) > {0, 6}, "some break at the start, some later, some never"
+    torch.testing.assert_close(found, path[torch.arange(60), place], rtol=0, atol=1e-10)
+
+
+def test_broken_examples_leave_the_batch(make_model, make_examples) -> None:
+    model, data, sizes = make_model().eval(), make_examples(60), []
+    model.head.register_forward_hook(lambda layer, inputs, output: sizes.append(len(output)))
+    with frozen(model) as fast:
+        Ascent(cross_entropy, Linf(0.2), 6, 0.05).first_broken(fast, data.x, data.y, torch.zeros_like(data.x))
+    assert sizes[0] == 60 and sizes == sorted(sizes, reverse=True) and sizes[-1] < 60

@@ -1,5 +1,10 @@
 """One conformance suite for every attack of the catalogue, and each family against its formula."""
 
+import importlib
+import itertools
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +15,7 @@ from pipeline import params
 from pipeline.attacks import loop
 from pipeline.attacks.catalogue import Attack, compose
 from pipeline.data.store import Split
+from pipeline.errors import UserError
 from pipeline.losses import margin
 from pipeline.perturbation import Linf, PerturbationSet
 from pipeline.seeding import Stream
@@ -21,18 +27,42 @@ FAMILIES = {
     "mim": params.Attack(family="mim", steps=6, step_size=0.1, momentum=1.0),
     "cw": params.Attack(family="cw", steps=6, step_size=0.1, confidence=50.0),
 }
+# Every family, the options of the loop, and a user's own attack: all must pass the conformance suite.
+ATTACKS = FAMILIES | {
+    "pgd, restarts": params.Attack(family="pgd", steps=4, step_size=0.1, restarts=3),
+    "pgd, any iterate": params.Attack(family="pgd", steps=6, step_size=0.1, rule="any"),
+    "mim, any iterate, restarts": params.Attack(
+        family="mim", steps=4, step_size=0.1, momentum=1.0, rule="any", restarts=2
+    ),
+    "own": params.Attack(family="test_attacks:corner", options={"draws": 3}),
+}
+
+
+def corner(model: nn.Module, x: Tensor, labels: Tensor, perturbations: PerturbationSet, noise, draws: int) -> Tensor:
+    """A plug-in: of some random directions of full length, the one with the greatest loss."""
+    worst, images = torch.full((len(x),), -torch.inf, dtype=x.dtype), x
+    for draw in range(draws):
+        far = perturbations.direction(noise.normal(*x.shape[1:], draw=draw).to(x.dtype))
+        candidate = (x + perturbations.project(perturbations.eps * far)).clamp(0, 1)
+        with torch.no_grad():
+            loss = cross_entropy(model(candidate), labels, reduction="none")
+        images = torch.where((loss > worst).view(-1, 1, 1, 1), candidate, images)
+        worst = torch.maximum(worst, loss)
+    return images
+
+
 STREAM = Stream.of(0, "attack", "test")
 BATCH = 4
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=ATTACKS)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
 def attack(family: str, perturbations: PerturbationSet) -> Attack:
-    return compose(FAMILIES[family], perturbations.eps)
+    return compose(ATTACKS[family], perturbations.eps)
 
 
 def run(attack, model: nn.Module, data: Split, perturbations: PerturbationSet, batch_size: int = BATCH) -> Column:
@@ -46,7 +76,7 @@ def assert_same_columns(one: Column, other: Column, tolerance: float) -> None:
 
 
 def test_the_suite_covers_every_family_of_the_parameters() -> None:
-    assert set(FAMILIES) == set(params.Attack.model_fields["family"].annotation.__args__)
+    assert set(FAMILIES) == set(params.FAMILIES)
 
 
 # Conformance
@@ -111,6 +141,21 @@ def test_an_attack_raises_the_mean_loss(attack, perturbations, make_model, make_
     images = attack(model, data.x, data.y, perturbations, STREAM.at(data.index))
     with torch.no_grad():
         assert cross_entropy(model(images), data.y) > cross_entropy(model(data.x), data.y)
+
+
+@pytest.mark.parametrize("eps_share", [0.05, 1.0])
+def test_an_attack_never_mends_a_misclassified_example(
+    family, perturbations, make_model, make_examples, eps_share: float
+) -> None:
+    model, data, threat = make_model(), make_examples(60), type(perturbations)(eps_share * perturbations.eps)
+    natural = run(loop.identity, model, data, threat)
+    assert natural.broken.any()
+    assert run(compose(ATTACKS[family], threat.eps), model, data, threat).broken[natural.broken].all()
+
+
+def test_an_attack_does_nothing_on_an_empty_batch(attack, perturbations, make_model, make_examples) -> None:
+    data = make_examples(0)
+    assert attack(make_model().eval(), data.x, data.y, perturbations, STREAM.at(data.index)).shape == data.x.shape
 
 
 # What the loop promises of any attack
@@ -209,6 +254,7 @@ def test_the_confidence_of_cw_is_where_it_stops_pushing(perturbations, make_mode
 
 
 @pytest.mark.parametrize("threat_eps", [0.02, 0.1])
+@pytest.mark.parametrize("family", FAMILIES, indirect=True)
 def test_every_family_finds_the_least_margins_of_a_linear_model(
     family, perturbations, linear_problem, threat_eps: float
 ) -> None:
@@ -234,3 +280,60 @@ def test_more_steps_never_help_the_defender_on_average(perturbations, make_model
 
     losses = [mean_loss(steps) for steps in (0, 1, 5, 20)]
     assert losses == sorted(losses)
+
+
+# Restarts, iterates, and a user's own attack
+
+
+@pytest.mark.parametrize("stronger", [{"restarts": 4}, {"rule": "any"}, {"restarts": 4, "rule": "any"}], ids=str)
+def test_restarts_and_any_iterate_break_all_that_the_plain_attack_breaks_and_more(
+    stronger: dict, make_model, make_examples
+) -> None:
+    model, data, threat = make_model(), make_examples(200), Linf(0.06)
+    plain = params.Attack(family="pgd", steps=2, step_size=2.5 * threat.eps)  # steps that overshoot
+    first = run(compose(plain, threat.eps), model, data, threat).broken
+    second = run(compose(plain.model_copy(update=stronger), threat.eps), model, data, threat).broken
+    assert (second >= first).all() and second.sum() > first.sum()
+
+
+def test_each_restart_begins_elsewhere(perturbations, make_model, make_examples) -> None:
+    data, starts = make_examples(), []
+    model = make_model().eval()
+    nn.init.zeros_(model.head.weight)
+    model.head.bias.data = torch.tensor([0.0, 0.0, 0.0])
+    data.y[:] = 0
+    model.head.bias.data[0] = 1.0  # every example holds, so all restarts are made
+    model.register_forward_pre_hook(lambda layer, inputs: starts.append(inputs[0]) if inputs[0].requires_grad else None)
+    attack = compose(params.Attack(family="pgd", steps=1, step_size=0.01, restarts=3), perturbations.eps)
+    attack(model, data.x, data.y, perturbations, STREAM.at(data.index))
+    assert len(starts) == 3
+    assert all((one != other).flatten(1).any(1).all() for one, other in itertools.combinations(starts, 2))
+
+
+@pytest.mark.parametrize(
+    "family, said",
+    [
+        ("no_such_module:attack", "cannot be imported: No module named 'no_such_module'"),
+        ("pipeline.losses:nothing", "cannot be imported: module 'pipeline.losses' has no attribute 'nothing'"),
+        ("math:pi", "math:pi: is no function"),
+    ],
+)
+def test_an_attack_that_is_none_is_refused_in_one_line(family: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose(params.Attack(family=family), 0.1)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_readmes_attack_breaks_more_with_more_draws(
+    perturbations, make_model, make_examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = (Path(__file__).parents[1] / "README.md").read_text().split("## Add an attack")[1].split("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, flags=re.S)
+    (tmp_path / "readme_attack.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    model, data, broken = make_model(), make_examples(100), []
+    for draws in (1, 30):
+        own = params.Attack(family="readme_attack:random_search", options={"draws": draws})
+        broken.append(run(compose(own, perturbations.eps), model, data, perturbations).broken)
+    assert (broken[1] >= broken[0]).all() and broken[1].sum() > broken[0].sum()

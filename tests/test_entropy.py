@@ -84,7 +84,7 @@ def length_of_an_unread_code(variance: float) -> float:
     return float(latent_code_length(z, torch.zeros_like(z), torch.full_like(z, variance)).mean())
 
 
-# shared/facts/adt.md (g) 4: the released tau of 0.9 is slack for any variance in [0.240, 0.483].
+# The released tau of 0.9 is slack for any variance in [0.240, 0.483].
 @pytest.mark.parametrize("variance, length", [(1 / 3, 0.8696), (0.240, 0.9), (0.483, 0.9)])
 def test_a_code_that_ignores_delta_has_the_known_length(variance: float, length: float) -> None:
     assert length_of_an_unread_code(variance) == pytest.approx(length, abs=1e-3)
@@ -93,6 +93,19 @@ def test_a_code_that_ignores_delta_has_the_known_length(variance: float, length:
 @given(st.floats(0.01, 10))
 def test_no_code_that_ignores_delta_is_shorter_than_0_8696(variance: float) -> None:
     assert length_of_an_unread_code(variance) > 0.8695
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+def test_the_bound_is_tight_for_the_true_posterior_and_for_no_other_code(scale: float) -> None:
+    """z and the error of delta = z + error normal: H(z | delta) is known, and no q describes z in fewer nats."""
+    generator = torch.Generator().manual_seed(0)
+    z, error = (torch.randn(200_000, 1, generator=generator, dtype=torch.float64) for _ in range(2))
+    delta, share = z + scale * error, 1 / (1 + scale**2)
+    posterior = share * delta, torch.full_like(z, share * scale**2)
+    known = math.log(2 * math.pi * math.e * share * scale**2) / 2
+    assert float(latent_code_length(z, *posterior).mean()) == pytest.approx(known, abs=0.01)
+    for mean, variance in ((0.9 * posterior[0], posterior[1]), (posterior[0], 1.3 * posterior[1])):
+        assert float(latent_code_length(z, mean, variance).mean()) > known + 0.005
 
 
 def test_reversal_is_the_identity_with_its_gradient_negated() -> None:

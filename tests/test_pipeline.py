@@ -176,6 +176,30 @@ def test_a_new_attack_runs_alone_on_the_stored_checkpoints(workspace: Workspace)
     workspace.run("dvc", "repro", "--single-item", "attack@at_pgd-1")
 
 
+def test_a_users_own_attack_and_set_work_as_the_readme_says(workspace: Workspace) -> None:
+    readme = workspace.read("README.md").decode()
+    attack, threat = re.findall(r"```python\n(.*?)```", readme, flags=re.S)[:2]
+    plugins = {"attacks/mine.py": attack, "sets/fading.py": threat}
+    for name, code in plugins.items():
+        (workspace.folder / "plugins" / name).write_text(code)
+    original = workspace.read("params.yaml")
+    line = '    random-5: {family: "plugins.attacks.mine:random_search", options: {draws: 5}}\n    fgsm:'
+    (workspace.folder / "params.yaml").write_text(original.decode().replace("    fgsm:", line))
+    columns = workspace.folder / ".work/attack"
+    before = set(columns.rglob("*.npz"))
+    workspace.run("dvc", "repro", "--single-item", "attack@at_pgd-1")
+    assert len(set(columns.rglob("*.npz")) - before) == 1
+    assert Verdicts.load(workspace.folder / "verdicts/at_pgd/seed-1.npz").attacks[1] == "random-5"
+    workspace.pipeline("preset", "use", "smoke", "--set", "threat.set=plugins.sets.fading:Fading")
+    workspace.run("dvc", "repro", "attack@adt_exp_am-1")
+    run = read_json(workspace.folder / "runs/adt_exp_am/seed-1/run.json")
+    assert run["threat"]["set"] == "plugins.sets.fading:Fading" and run["threat"]["code"]
+    for name in plugins:
+        (workspace.folder / "plugins" / name).unlink()
+    (workspace.folder / "params.yaml").write_bytes(original)
+    workspace.run("dvc", "repro", "attack@adt_exp_am-1", "attack@at_pgd-1")
+
+
 def test_dvc_exp_run_changes_one_method(workspace: Workspace) -> None:
     output = workspace.run("dvc", "exp", "run", "-S", "methods.adt_exp.lam=0.1")
     own = {f"{stage}@adt_exp-{seed}" for stage in ("train", "attack") for seed in (0, 1)}
@@ -305,9 +329,9 @@ def test_a_fresh_clone_pulls_everything_and_completes_mlflow(workspace: Workspac
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("methods.adt_exp.lamb=1", "methods.adt_exp.lamb: unknown key; allowed here: lam, steps"),
+        ("methods.adt_exp.lamb=1", "methods.adt_exp.lamb: unknown key; allowed here: as, lam"),
         ("threat.eps=-1", "threat.eps: input should be greater than 0 (got -1)"),
-        ("matrix.methods=[at_pgd, adt]", "matrix.methods.1: unknown method; there are: at_pgd, adt_exp"),
+        ("matrix.methods=[at_pgd, adt]", "matrix.methods.1: unknown method; there are: standard, at_fgsm"),
         ("matrix.seeds=[0, 1, 1]", "seeds must be distinct, but 1 stands there twice"),
     ],
 )

@@ -11,7 +11,7 @@ from small_settings import METHODS
 from torch import Tensor
 
 from pipeline import adversaries, perturbation
-from pipeline.ascent import ascend, frozen
+from pipeline.ascent import Ascent, frozen
 from pipeline.losses import cross_entropy
 from pipeline.perturbation import PerturbationSet
 from pipeline.seeding import Stream
@@ -72,9 +72,8 @@ def test_every_method_trains_in_it(method: str, fading: PerturbationSet, make_mo
 def test_attacks_stay_in_it_and_do_harm(fading: PerturbationSet, make_model, make_examples) -> None:
     data, model = make_examples(30), make_model().eval()
     noise = Stream.of(0, "test").at(data.index)
-    settings = {"loss": cross_entropy, "perturbations": fading, "steps": 10, "step_size": 0.05}
     with frozen(model) as fast:
-        images = ascend(fast, data.x, data.y, fading.start(data.x, noise), **settings)
+        images = Ascent(cross_entropy, fading, 10, 0.05).last(fast, data.x, data.y, fading.start(data.x, noise))
         before, after = (float(cross_entropy(fast(x), data.y).mean()) for x in (data.x, images))
     assert (fading.norm(images - data.x) <= EPS + 1e-6).all()
     assert after > before and math.isfinite(after)

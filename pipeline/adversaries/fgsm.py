@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy as mean_cross_entropy
 
 from pipeline.adversaries.base import Adversary, Samples, at_least_single
-from pipeline.ascent import ascend, frozen
+from pipeline.ascent import Ascent, frozen
 from pipeline.losses import cross_entropy
 from pipeline.seeding import Noise
 
@@ -40,7 +40,7 @@ class FastGradientSign(Adversary):
                 with torch.no_grad():
                     target, climb = fast(x).argmin(1), descend
             start = p.start(x, noise) if self.settings.random_start else torch.zeros_like(x)
-            images = ascend(fast, x, target, start, loss=climb, perturbations=p, steps=1, step_size=p.eps)
+            images = Ascent(climb, p, steps=1, step_size=p.eps).last(fast, x, target, start)
         return Samples(images)
 
     def loss(

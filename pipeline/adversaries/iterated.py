@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from pipeline.adversaries.base import Adversary
-from pipeline.ascent import Loss, ascend
+from pipeline.ascent import Ascent, Loss
 
 if TYPE_CHECKING:
     from pipeline.params import FeatureScatter, ProjectedGradient, Trades
@@ -23,13 +23,5 @@ class Iterated(Adversary):
 
     def climb(self, fast: nn.Module, x: Tensor, labels: Tensor, start: Tensor, loss: Loss) -> Tensor:
         """The last images from the perturbation `start`; `fast` is the frozen model."""
-        return ascend(
-            fast,
-            x,
-            labels,
-            start,
-            loss=loss,
-            perturbations=self.perturbations,
-            steps=self.settings.steps,
-            step_size=self.settings.step_size,
-        )
+        s = self.settings
+        return Ascent(loss, self.perturbations, s.steps, s.step_size).last(fast, x, labels, start)

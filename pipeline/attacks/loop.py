@@ -1,13 +1,11 @@
 """Run an attack over a test set and take the verdicts."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.ascent import frozen
-from pipeline.attacks.catalogue import Attack
+from pipeline.attacks.catalogue import Perturb
 from pipeline.data.store import Split
 from pipeline.losses import margin
 from pipeline.perturbation import PerturbationSet
@@ -16,8 +14,6 @@ from pipeline.verdicts import Column
 
 TOLERANCE = 1e-6
 
-Perturb = Callable[[nn.Module, Tensor, Tensor, PerturbationSet, Noise], Tensor]
-
 
 def identity(model: nn.Module, x: Tensor, labels: Tensor, perturbations: PerturbationSet, noise: Noise) -> Tensor:
     """The attack called `natural`: the images as they are."""
@@ -25,7 +21,7 @@ def identity(model: nn.Module, x: Tensor, labels: Tensor, perturbations: Perturb
 
 
 def run(
-    attack: Attack | Perturb,
+    attack: Perturb,
     model: nn.Module,
     examples: Split,
     perturbations: PerturbationSet,
@@ -36,8 +32,10 @@ def run(
 
     Gradients run through the model with batch norm folded, verdicts through the model
     itself. Random starts belong to the example's index, so the result does not depend on
-    `batch_size` beyond the rounding of batched arithmetic. Raises `ValueError`, naming
-    the example, where an attack leaves [0, 1] or its perturbation set by more than 1e-6.
+    `batch_size` beyond the rounding of batched arithmetic. An attack never mends an example: where
+    it turns a misclassified image into one that holds, the image itself is judged. Raises
+    `ValueError`, naming the example, where an attack leaves [0, 1] or its perturbation set by
+    more than 1e-6.
     """
     parts = []
     with frozen(model) as fast:
@@ -47,7 +45,9 @@ def run(
             norm = perturbations.norm(attacked - x)
             _check(attacked, norm, perturbations.eps, index)
             with torch.no_grad():
-                distance = margin(model(attacked).float(), labels)
+                distance, natural = (margin(model(images).float(), labels) for images in (attacked, x))
+            mended = (distance > 0) & ~(natural > 0)
+            distance, norm = torch.where(mended, natural, distance), torch.where(mended, 0 * norm, norm)
             parts.append((distance.cpu().numpy(), norm.cpu().numpy()))
     margins, norms = (np.concatenate(values) for values in zip(*parts, strict=True))
     return Column(broken=~(margins > 0), margin=margins, norm=norms)

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from pipeline.attacks import loop
-from pipeline.attacks.catalogue import compose
+from pipeline.attacks.catalogue import compose, source
 from pipeline.data.store import Split
+from pipeline.files import digest_file
 from pipeline.perturbation import PerturbationSet
 from pipeline.seeding import Stream
 from pipeline.verdicts import NATURAL, Column, Verdicts
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 def attacks(evaluation: "Evaluation") -> "dict[str, Attack | None]":
     """Every attack's settings; `natural`, which has none, comes first."""
     return {NATURAL: None} | dict(evaluation.attacks)
+
+
+def own_code(evaluation: "Evaluation") -> dict[str, str]:
+    """The hash of the file of every attack that is a user's own, by the attack's name."""
+    files = {name: source(settings.family) for name, settings in evaluation.attacks.items()}
+    return {name: digest_file(file) for name, file in files.items() if file is not None}
 
 
 def column(

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import UserError
 from pipeline.params.base import Count, Key, Positive, Section, Seed
-from pipeline.params.evaluation import Ablation, Attack, Comparison, Degeneracy, Evaluation, Landscape
+from pipeline.params.evaluation import FAMILIES, Ablation, Attack, Comparison, Degeneracy, Evaluation, Landscape
 from pipeline.params.methods import (
     Amortized,
     AmortizedImplicit,
@@ -40,6 +40,7 @@ __all__ = [
     "Degeneracy",
     "Evaluation",
     "Explicit",
+    "FAMILIES",
     "FastGradientSign",
     "FeatureScatter",
     "Landscape",
@@ -54,6 +55,7 @@ __all__ = [
     "Schedule",
     "Selection",
     "Standard",
+    "Threat",
     "Trades",
     "Train",
     "keys_at",

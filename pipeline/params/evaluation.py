@@ -1,35 +1,52 @@
 """The sections that judge trained models: attacks, loss surfaces, the lambda study, the comparison."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.params.base import Count, Key, NonNegative, Positive, Section, Seed
 from pipeline.params.methods import MethodName
 
+# The families of the catalogue, with the keys that each must have.
+FAMILIES: dict[str, set[str]] = {
+    "fgsm": set(),
+    "pgd": {"step_size"},
+    "mim": {"step_size", "momentum"},
+    "cw": {"step_size", "confidence"},
+}
+
 
 class Attack(Section):
-    """One attack of the catalogue with its parameters."""
+    """One attack of the catalogue with its parameters, or one of your own."""
 
-    family: Literal["fgsm", "pgd", "mim", "cw"]
+    family: str = Field(description="fgsm, pgd, mim, cw, or package.module:function of your own")
     steps: Count = 1
     step_size: Positive | None = Field(None, description="for fgsm: none, it is eps")
     momentum: NonNegative | None = Field(None, description="decay of MIM's running gradient; others: none")
     confidence: NonNegative | None = Field(None, description="margin of cw in logits; others: none")
+    restarts: Count = Field(1, description="random starts tried on examples that still hold; fgsm has none")
+    rule: Literal["last", "any"] = Field("last", description="judge the last iterate, as released, or any of them")
+    options: dict[str, Any] | None = Field(None, description="keyword arguments of your own attack; others: none")
 
     @model_validator(mode="after")
     def _fits_family(self) -> "Attack":
-        needed = {
-            "fgsm": set(),
-            "pgd": {"step_size"},
-            "mim": {"step_size", "momentum"},
-            "cw": {"step_size", "confidence"},
-        }[self.family]
+        own = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.family)
+        if not own and self.family not in FAMILIES:
+            raise ValueError(
+                f"family {self.family!r} should be {', '.join(FAMILIES)},"
+                " or the import path package.module:function of your own"
+            )
+        if self.options is not None and not own:
+            raise ValueError(f"family {self.family} takes no options")
+        if own and (self.steps, self.restarts, self.rule) != (1, 1, "last"):
+            raise ValueError("an attack of your own takes its parameters under options")
+        needed = FAMILIES.get(self.family, set())
         for key in ("step_size", "momentum", "confidence"):
             if (getattr(self, key) is not None) != (key in needed):
                 raise ValueError(f"family {self.family} {'needs' if key in needed else 'takes no'} {key}")
-        if self.family == "fgsm" and self.steps != 1:
-            raise ValueError("family fgsm takes one step")
+        if self.family == "fgsm" and (self.steps, self.restarts, self.rule) != (1, 1, "last"):
+            raise ValueError("family fgsm takes one step from the image itself: no steps, restarts or rule")
         return self
 
 

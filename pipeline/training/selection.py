@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pipeline.ascent import EVALUATING, Inner, ascend, frozen
+from pipeline.ascent import EVALUATING, Ascent, Inner, frozen
 from pipeline.losses import cross_entropy, margin
 from pipeline.perturbation import PerturbationSet
 from pipeline.seeding import Stream
@@ -43,20 +43,12 @@ def validate(
     the model alone. `inner.precision` is that of the gradients; verdicts are float32.
     """
     natural = robust = 0
+    ascent = Ascent(cross_entropy, perturbations, settings.steps, settings.step_size)
     index = torch.arange(len(x), device=x.device)
     with frozen(model, inner) as fast:
         for part in index.split(batch_size):
             images, targets = x[part], labels[part]
-            attacked = ascend(
-                fast,
-                images,
-                targets,
-                perturbations.start(images, stream.at(part)),
-                loss=cross_entropy,
-                perturbations=perturbations,
-                steps=settings.steps,
-                step_size=settings.step_size,
-            )
+            attacked = ascent.last(fast, images, targets, perturbations.start(images, stream.at(part)))
             natural += correct(model, images, targets)
             robust += correct(model, attacked, targets)
     return Scores(natural / len(x), robust / len(x))
