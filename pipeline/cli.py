@@ -1,4 +1,4 @@
-"""`python -m pipeline COMMAND`: presets, parallel reproduction, MLflow, and the receipt."""
+"""`python -m pipeline COMMAND`: presets, parallel reproduction, attacks on a file, MLflow, and the receipt."""
 
 import argparse
 import sys
@@ -42,6 +42,14 @@ def _parser() -> argparse.ArgumentParser:
     diff = preset.add_parser("diff", help="how params.yaml differs from its preset, or from another")
     diff.add_argument("name", nargs="?")
     diff.set_defaults(run=_preset_diff)
+
+    attack = commands.add_parser("attack", help="attack a checkpoint, from here or from elsewhere")
+    attack.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="FILE", help=".safetensors, or the authors' .pt"
+    )
+    attack.add_argument("--attack", action="append", default=[], metavar="NAME", help="repeatable (default: all)")
+    attack.add_argument("--output", type=Path, metavar="FILE", help="write the verdict table as .npz")
+    attack.set_defaults(run=_attack)
 
     track = commands.add_parser("track", help="complete MLflow from the files of the workspace")
     track.add_argument("--follow", action="store_true", help="repeat while stages run")
@@ -93,6 +101,17 @@ def _repro(parsed: argparse.Namespace) -> int:
     from pipeline import params, repro
 
     return repro.reproduce(params.load(), parsed.jobs, parsed.force)
+
+
+def _attack(parsed: argparse.Namespace) -> int:
+    from pipeline import params, rejudge
+
+    verdicts = rejudge.judge(params.load(), parsed.checkpoint, parsed.attack)
+    for name, accuracy in verdicts.accuracies().items():
+        print(f"{name:12} {100 * accuracy:5.1f} % of {len(verdicts.labels)} test images")
+    if parsed.output:
+        verdicts.save(parsed.output)
+    return 0
 
 
 def _track(parsed: argparse.Namespace) -> int:

@@ -56,6 +56,9 @@ def test_preset_use_and_diff_go_together(pipeline: Pipeline) -> None:
     [
         (["preset", "use", "cifar"], "preset 'cifar': no such preset"),
         (["preset", "use", "digits", "--set", "threat.eps=big"], "threat.eps: input should be a valid number"),
+        (["attack", "--checkpoint", "nothing.pt"], "--checkpoint nothing.pt: no such file"),
+        (["attack", "--checkpoint", "params.yaml", "--attack", "pgd-1"], "--attack pgd-1: not in evaluation.attacks"),
+        (["attack", "--checkpoint", "params.yaml"], "data/digits: no prepared data set here; run `dvc repro prepare`"),
         (["repro", "--jobs", "0"], "--jobs: must be at least 1 (got 0)"),
         (["ui", "--port", "99999"], "--port 99999: cannot be used"),
     ],

@@ -200,6 +200,16 @@ def test_a_users_own_attack_and_set_work_as_the_readme_says(workspace: Workspace
     workspace.run("dvc", "repro", "attack@adt_exp_am-1", "attack@at_pgd-1")
 
 
+def test_a_checkpoint_from_anywhere_meets_the_attacks_of_params(workspace: Workspace, tmp_path: Path) -> None:
+    elsewhere = shutil.copy(workspace.folder / "runs/adt_exp/seed-0/model.safetensors", tmp_path / "old.safetensors")
+    table = tmp_path / "table.npz"
+    printed = workspace.pipeline("attack", "--checkpoint", elsewhere, "--attack", "pgd-3", "--output", str(table))
+    own, stored = Verdicts.load(table), Verdicts.load(workspace.folder / "verdicts/adt_exp/seed-0.npz")
+    assert own.attacks == ["natural", "pgd-3"] and own.checkpoint == stored.checkpoint
+    assert (own.broken == stored.broken[[stored.attacks.index(name) for name in own.attacks]]).all()
+    assert [line.split()[0] for line in printed.splitlines()] == ["natural", "pgd-3", "worst-case"]
+
+
 def test_dvc_exp_run_changes_one_method(workspace: Workspace) -> None:
     output = workspace.run("dvc", "exp", "run", "-S", "methods.adt_exp.lam=0.1")
     own = {f"{stage}@adt_exp-{seed}" for stage in ("train", "attack") for seed in (0, 1)}
