@@ -1,7 +1,7 @@
-"""The released training steps as functions of (model, batch, noise), loaded from a clone the user names.
+"""The released training steps and PGD evaluation as functions of a model and a batch, from a clone the user names.
 
 Adversarial-Distributional-Training of Dong et al. (be5464a): `adt_exp.py`, `adt_expam.py`,
-`adt_impam.py` and `models/`. Their arithmetic is untouched; what can be put in from outside
+`adt_impam.py`, `evaluate_attacks.py` and `models/`. Their arithmetic is untouched; what can be put in from outside
 is the noise they draw and, for a look inside, a trace of ADT_EXP's inner optimiser. Called
 without noise or trace they see torch itself, so they can be timed.
 """
@@ -38,6 +38,8 @@ class Reference:
         self._explicit = clone.module("adt_exp", "adt_loss")
         self._amortized = clone.module("adt_expam", "train", "generate_pert", "grad_inv")
         self._implicit = clone.module("adt_impam", "train", "grad_inv")
+        arguments = Namespace(epsilon=8 / 255, num_steps=20, step_size=2 / 255, random=True)  # the released defaults
+        self._attacks = clone.module("evaluate_attacks", "_pgd_whitebox", args=arguments, device=self.device)
         self._generators = clone.module("models.generator", "define_G", "Encoder")
         self._residual = clone.module("models.resnet", "ResNet18")
         self._wide = clone.module("models.wideresnet", "WideResNet")
@@ -140,6 +142,17 @@ class Reference:
         args = Namespace(epsilon=eps, lbd=lam, entropy_th=tau, z_dim=latent, log_interval=Never())
         players = (optimizer, 1, generator, optimizer_g, encoder, optimizer_e)
         return self._train(self._implicit, args, model, x, y, players, noise)
+
+    def pgd_accuracy(self, model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, alpha: float) -> float:
+        """Share of a batch that holds on PGD's last iterate, as their evaluation of a batch computes it.
+
+        Random start, drawn by itself. Like theirs it also classifies x itself, and leaves gradients in the weights.
+        """
+        model.eval()
+        x = x.detach().requires_grad_()
+        with contextlib.redirect_stdout(None):  # it prints every batch's errors
+            _, errors = self._attacks._pgd_whitebox(model, x, y, epsilon=eps, num_steps=steps, step_size=alpha)
+        return 1 - float(errors) / len(x)
 
     def _train(
         self,

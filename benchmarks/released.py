@@ -3,7 +3,8 @@
 The scripts cannot be imported: at module level they parse the command line, download a
 data set and read torchvision, and they assume CUDA throughout. Here a script is parsed, and
 its imports of torch and the standard library, its imports from the clone itself, and its
-function and class definitions are executed in a module of their own. The one change is where
+function and class definitions are executed in a module of their own. Globals that its module
+level would have made, such as parsed arguments, can be given instead. The one change is where
 tensors live: `.cuda()` becomes `.to(device)` and the string "cuda" the device's name.
 """
 
@@ -32,17 +33,20 @@ class Clone:
         self.folder, self.device = folder, device
         self._modules: dict[str, ModuleType] = {}
 
-    def module(self, name: str, *needed: str) -> ModuleType:
-        """The definitions of a file ("adt_exp", "models.resnet"); `UserError` where one of `needed` is missing."""
+    def module(self, name: str, *needed: str, **given: Any) -> ModuleType:
+        """The definitions of a file ("adt_exp", "models.resnet"); `UserError` where one of `needed` is missing.
+
+        `given`: globals that the definitions find when the file is loaded, which is on the first call.
+        """
         if name not in self._modules:
-            self._modules[name] = self._load(name)
+            self._modules[name] = self._load(name, given)
         module = self._modules[name]
         for definition in needed:
             if not hasattr(module, definition):
                 raise UserError(f"{module.__file__}: there is no {definition}; is this the released code?")
         return module
 
-    def _load(self, name: str) -> ModuleType:
+    def _load(self, name: str, given: dict[str, Any]) -> ModuleType:
         path = self.folder.joinpath(*name.split(".")).with_suffix(".py")
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
@@ -52,6 +56,7 @@ class Clone:
             raise UserError(f"{path}: not Python: {error}") from None
         module = ModuleType(f"released.{name}")
         module.__file__ = str(path)
+        vars(module).update(given)
         for statement in tree.body:
             if isinstance(statement, ast.ImportFrom) and statement.module and _exists(self.folder, statement.module):
                 self._import(statement, module)

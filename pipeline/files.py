@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,21 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def write_npz(path: Path, **arrays: Any) -> None:
-    """Write NumPy arrays atomically; equal arrays give equal bytes (zip entries carry no clock)."""
+    """Write NumPy arrays atomically, as `numpy.savez` does; equal arrays give equal bytes.
+
+    Entries carry no clock, and every field of their headers is fixed here: NumPy leaves some to
+    Python's zipfile, where they differ between 3.11.2 and 3.11.7.
+    """
     import numpy as np
 
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, values in arrays.items():
+            entry = io.BytesIO()
+            np.lib.format.write_array(entry, np.asanyarray(values), allow_pickle=False)
+            info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            info.create_system, info.external_attr = 3, 0o600 << 16
+            archive.writestr(info, entry.getvalue())
     write_bytes(path, buffer.getvalue())
 
 

@@ -46,6 +46,7 @@ def main() -> None:
         own_set and digest_file(own_set),
         p.evaluation.batch_size,
         p.evaluation.seed,
+        p.evaluation.precision,
         load_meta(data)["sha256"],
         digest_code(Path(), *EVALUATION_CODE),
         machine.fingerprint(p.runtime),

@@ -24,7 +24,7 @@ def main() -> None:
         reference=p.comparison.reference,
         level=p.comparison.confidence,
     )
-    heading = f"# {p.data.name}, {p.threat.set} eps {p.threat.eps:g}"
+    heading = f"# {p.data.name}, {p.threat.set} eps {p.threat.eps:g}, verdicts {rule(p)}"
     table = rows(comparison)
     write_json(RESULTS / "comparison.json", comparison)
     columns = ["method", "metric", "mean", "std", *(f"seed_{s}" for s in seeds)]
@@ -33,6 +33,12 @@ def main() -> None:
     plots.comparison(comparison, RESULTS / "comparison.png")
     histories = {m: {s: read_csv(run_folder(m, s) / "history.csv") for s in seeds} for m in methods}
     plots.curves(histories, comparison["selected_epoch"], RESULTS / "curves.png")
+
+
+def rule(p: params.Params) -> str:
+    """On which iterate the attacks' verdicts were taken."""
+    any_iterate = [name for name, attack in p.evaluation.attacks.items() if attack.rule == "any"]
+    return "on the last iterate" + (f", of {', '.join(any_iterate)} on any iterate" if any_iterate else "")
 
 
 if __name__ == "__main__":

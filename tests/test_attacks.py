@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pipeline import params
-from pipeline.attacks import loop
+from pipeline.ascent import Inner
+from pipeline.attacks import loop, suite
 from pipeline.attacks.catalogue import Attack, compose
+from pipeline.attacks.spsa import Spsa
 from pipeline.data.store import Split
 from pipeline.errors import UserError
 from pipeline.losses import margin
@@ -26,7 +28,9 @@ FAMILIES = {
     "pgd": params.Attack(family="pgd", steps=6, step_size=0.1),
     "mim": params.Attack(family="mim", steps=6, step_size=0.1, momentum=1.0),
     "cw": params.Attack(family="cw", steps=6, step_size=0.1, confidence=50.0),
+    "spsa": params.Attack(family="spsa", steps=8, step_size=0.05, samples=16, sigma=0.01),
 }
+GRADIENTS = ["fgsm", "pgd", "mim", "cw"]  # the families that climb exact gradients
 # Every family, the options of the loop, and a user's own attack: all must pass the conformance suite.
 ATTACKS = FAMILIES | {
     "pgd, restarts": params.Attack(family="pgd", steps=4, step_size=0.1, restarts=3),
@@ -158,6 +162,44 @@ def test_an_attack_does_nothing_on_an_empty_batch(attack, perturbations, make_mo
     assert attack(make_model().eval(), data.x, data.y, perturbations, STREAM.at(data.index)).shape == data.x.shape
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gradients_in_low_precision_leave_attacks_valid_and_verdicts_in_float32(
+    attack, precision: str, perturbations, make_model, make_examples
+) -> None:
+    model, data, judged = make_model(), make_examples(40), []
+    model.head.register_forward_hook(
+        lambda layer, inputs, output: judged.append(output.dtype) if not torch.is_grad_enabled() else None
+    )
+    inner = Inner(precision=precision)
+    column = loop.run(attack, model, data, perturbations, STREAM, 40, inner)  # which checks set and image range
+    reference = run(attack, model, data, perturbations)
+    assert judged[-1] == torch.float32
+    assert (column.broken != reference.broken).mean() <= 0.1
+
+
+@pytest.mark.parametrize(
+    "family, expected",
+    [
+        ("pgd", "bf16"),
+        ("cw", "bf16"),
+        ("spsa", "fp32"),
+        ("own", "fp32"),
+        ("pgd, any iterate", "fp32"),
+        ("pgd, restarts", "fp32"),
+    ],
+)
+def test_low_precision_is_for_gradients_alone(
+    family: str, expected: str, perturbations, make_model, make_examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where bfloat16 decides when an example is broken, or tells losses apart, robustness would be overstated."""
+    used: list[str] = []
+    monkeypatch.setattr(loop, "run", lambda *arguments: used.append(arguments[-1].precision))
+    evaluation = params.Evaluation(batch_size=4, seed=0, precision="bf16", attacks={"one": ATTACKS[family]})
+    for name in ("natural", "one"):
+        suite.column(name, evaluation, make_model(), make_examples(), perturbations)
+    assert used == ["fp32", expected]
+
+
 # What the loop promises of any attack
 
 
@@ -254,8 +296,8 @@ def test_the_confidence_of_cw_is_where_it_stops_pushing(perturbations, make_mode
 
 
 @pytest.mark.parametrize("threat_eps", [0.02, 0.1])
-@pytest.mark.parametrize("family", FAMILIES, indirect=True)
-def test_every_family_finds_the_least_margins_of_a_linear_model(
+@pytest.mark.parametrize("family", GRADIENTS, indirect=True)
+def test_every_gradient_family_finds_the_least_margins_of_a_linear_model(
     family, perturbations, linear_problem, threat_eps: float
 ) -> None:
     model, data, least_margins = linear_problem
@@ -265,6 +307,18 @@ def test_every_family_finds_the_least_margins_of_a_linear_model(
     column = run(attack, model, data, threat, batch_size=30)
     np.testing.assert_allclose(column.margin, least_margins(threat).numpy(), atol=2e-3 * threat_eps)
     np.testing.assert_allclose(column.norm, threat_eps, rtol=1e-6)
+
+
+def test_spsa_comes_near_the_least_margins_of_a_linear_model(perturbations, linear_problem) -> None:
+    model, data, least_margins = linear_problem
+    threat = type(perturbations)(perturbations.eps / 8)
+    natural, least = run(loop.identity, model, data, threat), least_margins(threat).numpy()
+    attack = Spsa(steps=60, step_size=threat.eps / 10, samples=256, sigma=1e-3)
+    column, most = run(attack, model, data, threat, batch_size=30), natural.margin - least
+    assert (column.broken & ~natural.broken).any() and not column.broken.all()
+    taken = ((natural.margin - column.margin) / most)[~column.broken]
+    assert (taken > 0.9).all() and (taken < 1 + 1e-5).all()  # Adam's steps are not steepest in the L2 ball
+    assert column.broken[least < -0.1 * most].all() and not column.norm[natural.broken].any()
 
 
 def test_more_steps_never_help_the_defender_on_average(perturbations, make_model, make_examples) -> None:
@@ -280,6 +334,86 @@ def test_more_steps_never_help_the_defender_on_average(perturbations, make_model
 
     losses = [mean_loss(steps) for steps in (0, 1, 5, 20)]
     assert losses == sorted(losses)
+
+
+# SPSA
+
+
+def released_spsa(model, x: Tensor, y: Tensor, perturbations: PerturbationSet, noise, settings) -> Tensor:
+    """ADT's spsa.py written out for one image x (C, H, W): torch's Adam, and C&W with confidence 50."""
+    if model(x[None]).argmax() != y:
+        return x
+    image = x.clone().requires_grad_()
+    optimizer = torch.optim.Adam([image], lr=settings.step_size)
+    for step in range(settings.steps):
+        signs = noise.signs(settings.samples // 2, *x.shape, draw=step)[0].double()
+        signs = torch.cat([signs, -signs])
+        with torch.no_grad():
+            logits = model(image + settings.sigma * signs)
+        others = logits.clone()
+        others[:, y] = float("-inf")
+        losses = -(logits[:, y] - others.amax(1) + 50).clamp(0)
+        image.grad = -(losses.view(-1, 1, 1, 1) * signs).mean(0) / settings.sigma
+        optimizer.step()
+        delta = image.data - x
+        if isinstance(perturbations, Linf):
+            delta = delta.clip(-perturbations.eps, perturbations.eps)
+        else:
+            delta = delta * min(1.0, perturbations.eps / float(delta.norm()))
+        image.data = (x + delta).clip(0, 1)
+        if model(image[None]).argmax() != y:
+            break
+    return image.detach()
+
+
+@pytest.mark.parametrize("eps_share", [0.1, 1.0])
+def test_spsa_is_the_released_loop_image_by_image(perturbations, make_model, make_examples, eps_share: float) -> None:
+    model, data = make_model(torch.float64).eval(), make_examples(12, dtype=torch.float64)
+    threat = type(perturbations)(eps_share * perturbations.eps)
+    settings = params.Attack(family="spsa", steps=3, step_size=0.05, samples=16, sigma=0.01)
+    images = compose(settings, threat.eps)(model, data.x, data.y, threat, STREAM.at(data.index))
+    rows = zip(data.x, data.y, data.index[:, None], strict=True)
+    expected = [released_spsa(model, x, y, threat, STREAM.at(index), settings) for x, y, index in rows]
+    torch.testing.assert_close(images, torch.stack(expected), rtol=0, atol=1e-9)
+
+
+def test_the_estimate_of_spsa_is_the_gradient_of_the_margin(make_model, make_examples) -> None:
+    model, data = make_model(torch.float64).eval(), make_examples(dtype=torch.float64)
+    x = data.x.clone().requires_grad_()
+    (exact,) = torch.autograd.grad(margin(model(x), data.y).sum(), x)
+    with torch.no_grad():
+        estimate = Spsa(1, 0.01, samples=4000, sigma=1e-4).estimate(model, data.x, data.y, STREAM.at(data.index), 0)
+    assert (torch.cosine_similarity(estimate.flatten(1), exact.flatten(1)) > 0.95).all()
+    torch.testing.assert_close(estimate.flatten(1).norm(dim=1), exact.flatten(1).norm(dim=1), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("group", [1, 7, 40])
+def test_spsa_asks_for_logits_alone_a_group_at_a_time_and_only_about_examples_that_hold(
+    group: int, perturbations, make_model, make_examples
+) -> None:
+    model, data, seen = make_model().eval(), make_examples(), []
+    nn.init.zeros_(model.head.weight)
+    model.head.bias.data = torch.tensor([1.0, 0.0, 0.0])  # label 0 holds whatever the image
+    data.y[:] = torch.arange(len(data.y)) % 2
+    model.register_forward_hook(lambda layer, inputs, logits: seen.append((inputs[0], logits)))
+    attack = Spsa(steps=3, step_size=0.05, samples=16, sigma=0.01, group=group)
+    images = attack(model, data.x, data.y, perturbations, STREAM.at(data.index))
+    assert not any(tensor.requires_grad for pair in seen for tensor in pair) and not images.requires_grad
+    assert max(len(inputs) for inputs, _ in seen) <= group
+    holding, wrong = int((data.y == 0).sum()), int((data.y == 1).sum())
+    checks = 3 * holding + wrong  # one a step, of the label
+    assert sum(len(inputs) for inputs, _ in seen) == holding * attack.queries_per_example + checks
+    assert attack.queries_per_example == 3 * 16
+
+
+def test_the_group_of_spsa_does_not_change_its_images(perturbations, make_model, make_examples) -> None:
+    model, data = make_model(torch.float64).eval(), make_examples(dtype=torch.float64)
+    one, *others = (
+        Spsa(8, 0.05, 16, 0.01, group)(model, data.x, data.y, perturbations, STREAM.at(data.index))
+        for group in (1024, 1, 7, 40)
+    )
+    for other in others:
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-9)
 
 
 # Restarts, iterates, and a user's own attack

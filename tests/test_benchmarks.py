@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks import fidelity, ours, reference, steps, training
+from benchmarks import evaluation, fidelity, ours, reference, steps, training
 from benchmarks.instruments import QueuedTorch, queued
 from benchmarks.reference import Reference, pgd_loss
 from benchmarks.released import Clone, replaced
@@ -79,6 +79,19 @@ def train(args, model, device, train_loader, optimizer, epoch, G, optimizer_G, e
     for data, target in train_loader:
         z = latent(args, data)
         (F.cross_entropy(model(data), target) + G(data).mean() + encoder(data).mean() + z.mean()).backward()
+""",
+    "evaluate_attacks.py": SCRIPT_HEAD
+    + """
+def _pgd_whitebox(model, X, y, epsilon=args.epsilon, num_steps=args.num_steps, step_size=args.step_size):
+    print("a line of progress")
+    natural = (model(X).argmax(1) != y).sum()
+    images = X.data + args.random * torch.FloatTensor(*X.shape).uniform_(-epsilon, epsilon).to(device)
+    for _ in range(num_steps):
+        images.requires_grad_()
+        F.cross_entropy(model(images), y).backward()
+        stepped = images.data + step_size * images.grad.sign()
+        images = (X.data + (stepped - X.data).clamp(-epsilon, epsilon)).clamp(0, 1)
+    return natural, (model(images).argmax(1) != y).sum()
 """,
     "models/resnet.py": """
 import torch.nn as nn
@@ -405,3 +418,26 @@ def test_useful_arithmetic_is_counted_from_the_layers() -> None:
     forward = 2 * (9 * 16 * 64 + 9 * 16 * 32 * 16 + 512 * 10)
     # Seven input gradients (forward and back once) and one training pass (back twice).
     assert training.arithmetic(step) == 64 * forward * (7 * 2 + 3)
+
+
+@pytest.mark.usefixtures("undone")
+def test_the_evaluation_benchmark_times_both_sides_and_their_verdicts_agree(
+    clone: Path, tmp_path: Path, capsys
+) -> None:
+    output = tmp_path / "numbers.json"
+    small = ["--networks", "digits", "--rounds", "1", "--images", "40", "--epochs", "2", "--attacks", "pgd-20"]
+    evaluation.main(["--reference", str(clone), *small, "--output", str(output)])
+    assert "a line of progress" not in capsys.readouterr().out
+    numbers = json.loads(output.read_text())
+    names = [(row["network"], row["training"], row["attack"]) for row in numbers["rows"]]
+    assert names == [("digits", by, "pgd-20") for by in ("standard", "robust")]
+    for row in numbers["rows"]:
+        held = {name: cell["accuracy"] for name, cell in row["ours"].items()} | {
+            "released": row["released"]["accuracy"]
+        }
+        assert list(row["ours"]) == ["fp32 last", "bf16 last", "fp32 any"]
+        assert all(cell["times_faster"]["least"] > 0 for cell in row["ours"].values())
+        # Both sides draw their own random starts, so a few of the 40 examples may differ.
+        assert abs(held["released"] - held["fp32 last"]) <= 0.1 and abs(held["released"] - held["bf16 last"]) <= 0.1
+        assert held["fp32 any"] <= held["fp32 last"]
+    assert numbers["conditions"]["images"] == 40

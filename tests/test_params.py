@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[1]
+SPSA = {"family": "spsa", "steps": 3, "step_size": 0.01, "samples": 256, "sigma": 0.001}
 
 
 def digits(**changes: Any) -> dict[str, Any]:
@@ -101,6 +102,18 @@ def test_the_committed_params_are_the_digits_preset(committed: Callable[[str], b
         ({"matrix.methods": ["adt_exp"]}, "comparison.reference: 'at_pgd' is not one of matrix.methods (adt_exp)"),
         ({"evaluation.attacks.cw-30.confidence": ...}, "evaluation.attacks.cw-30: family cw needs confidence"),
         ({"evaluation.attacks.pgd-10.momentum": 1.0}, "evaluation.attacks.pgd-10: family pgd takes no momentum"),
+        (
+            {"evaluation.attacks.spsa": SPSA | {"samples": None}},
+            "evaluation.attacks.spsa: family spsa needs samples",
+        ),
+        (
+            {"evaluation.attacks.spsa": SPSA | {"samples": 5}},
+            "evaluation.attacks.spsa.samples: input should be a multiple of 2 (got 5)",
+        ),
+        (
+            {"evaluation.attacks.spsa": SPSA | {"rule": "any"}},
+            "evaluation.attacks.spsa: family spsa goes from the image itself to where its label flips: no restarts",
+        ),
         ({"evaluation.attacks.worst-case": {"family": "fgsm"}}, "evaluation: attacks: 'worst-case' is always"),
     ],
 )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.ascent import Ascent, Loss
+from pipeline.attacks.spsa import Spsa
 from pipeline.errors import UserError
 from pipeline.losses import carlini_wagner, cross_entropy, margin
 from pipeline.perturbation import PerturbationSet
@@ -20,6 +21,7 @@ from pipeline.seeding import Noise
 if TYPE_CHECKING:
     from pipeline.params import Attack as Settings
 
+GRADIENT_FAMILIES = ("fgsm", "pgd", "mim", "cw")
 # (model, x, labels, perturbations, noise) to attacked images; the caller freezes the model.
 Perturb = Callable[[nn.Module, Tensor, Tensor, PerturbationSet, Noise], Tensor]
 
@@ -69,13 +71,16 @@ def compose(settings: "Settings", eps: float) -> Perturb:
     fgsm: one step of size eps from the image itself (Goodfellow et al. 2015). pgd:
     steps on the cross-entropy from a random start (Madry et al. 2018). mim: the same
     with a running gradient (Dong et al. 2018). cw: the same on the C&W margin loss.
-    Random starts for the last three, as in ADT's released evaluation. Any other family is the
+    Random starts for these three, as in ADT's released evaluation. spsa: no gradients, but
+    estimates of them from pairs of evaluations (Uesato et al. 2018). Any other family is the
     import path of a user's own attack, called with `options` as keyword arguments.
     """
     if ":" in settings.family:
         return partial(own(settings.family), **settings.options or {})
     if settings.family == "fgsm":
         return Attack(cross_entropy, steps=1, step_size=eps, random_start=False)
+    if settings.family == "spsa":
+        return _spsa(settings)
     loss: Loss = cross_entropy
     if settings.family == "cw":
         loss = partial(carlini_wagner, confidence=settings.confidence)
@@ -89,6 +94,11 @@ def compose(settings: "Settings", eps: float) -> Perturb:
         restarts=settings.restarts,
         any_iterate=settings.rule == "any",
     )
+
+
+def _spsa(settings: "Settings") -> Spsa:
+    assert settings.step_size is not None and settings.samples is not None and settings.sigma is not None
+    return Spsa(settings.steps, settings.step_size, settings.samples, settings.sigma)
 
 
 def own(family: str) -> Perturb:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.ascent import frozen
+from pipeline.ascent import EVALUATING, Inner, frozen
 from pipeline.attacks.catalogue import Perturb
 from pipeline.data.store import Split
 from pipeline.losses import margin
@@ -27,18 +27,19 @@ def run(
     perturbations: PerturbationSet,
     stream: Stream,
     batch_size: int,
+    inner: Inner = EVALUATING,
 ) -> Column:
     """Attack every example and judge the attacked images themselves, in float32.
 
-    Gradients run through the model with batch norm folded, verdicts through the model
-    itself. Random starts belong to the example's index, so the result does not depend on
+    Gradients run through the model with batch norm folded and in the precision of `inner`,
+    verdicts through the model itself. Random starts belong to the example's index, so the result does not depend on
     `batch_size` beyond the rounding of batched arithmetic. An attack never mends an example: where
     it turns a misclassified image into one that holds, the image itself is judged. Raises
     `ValueError`, naming the example, where an attack leaves [0, 1] or its perturbation set by
     more than 1e-6.
     """
     parts = []
-    with frozen(model) as fast:
+    with frozen(model, inner) as fast:
         for part in torch.arange(len(examples.x), device=examples.x.device).split(batch_size):
             x, labels, index = examples.x[part], examples.y[part], examples.index[part]
             attacked = attack(fast, x, labels, perturbations, stream.at(index))

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from pipeline.ascent import Inner
 from pipeline.attacks import loop
-from pipeline.attacks.catalogue import compose, source
+from pipeline.attacks.catalogue import GRADIENT_FAMILIES, compose, source
 from pipeline.data.store import Split
 from pipeline.files import digest_file
 from pipeline.perturbation import PerturbationSet
@@ -39,7 +40,18 @@ def column(
         perturbations,
         Stream.of(evaluation.seed, "attack", name),
         evaluation.batch_size,
+        _inner(settings, evaluation.precision),
     )
+
+
+def _inner(settings: "Attack | None", precision: str) -> Inner:
+    """The precision is that of gradients alone; what compares losses, or decides when an example is done, is float32.
+
+    An example that leaves at its first broken iterate in bfloat16 sits on the decision boundary and may hold
+    in float32: robustness would be overstated. So would it by differences of losses (spsa).
+    """
+    low = settings is not None and settings.family in GRADIENT_FAMILIES
+    return Inner(precision=precision if low and settings.rule == "last" and settings.restarts == 1 else "fp32")
 
 
 def verdicts(evaluation: "Evaluation", model: nn.Module, examples: Split, perturbations: PerturbationSet) -> Verdicts:

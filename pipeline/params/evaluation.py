@@ -14,18 +14,23 @@ FAMILIES: dict[str, set[str]] = {
     "pgd": {"step_size"},
     "mim": {"step_size", "momentum"},
     "cw": {"step_size", "confidence"},
+    "spsa": {"step_size", "samples", "sigma"},
 }
 
 
 class Attack(Section):
     """One attack of the catalogue with its parameters, or one of your own."""
 
-    family: str = Field(description="fgsm, pgd, mim, cw, or package.module:function of your own")
+    family: str = Field(description="fgsm, pgd, mim, cw, spsa, or package.module:function of your own")
     steps: Count = 1
     step_size: Positive | None = Field(None, description="for fgsm: none, it is eps")
     momentum: NonNegative | None = Field(None, description="decay of MIM's running gradient; others: none")
     confidence: NonNegative | None = Field(None, description="margin of cw in logits; others: none")
-    restarts: Count = Field(1, description="random starts tried on examples that still hold; fgsm has none")
+    samples: Annotated[int, Field(ge=2, multiple_of=2)] | None = Field(
+        None, description="model evaluations a step of spsa, in pairs; others: none"
+    )
+    sigma: Positive | None = Field(None, description="finite-difference step of spsa a pixel; others: none")
+    restarts: Count = Field(1, description="random starts tried on examples that still hold; fgsm and spsa have none")
     rule: Literal["last", "any"] = Field("last", description="judge the last iterate, as released, or any of them")
     options: dict[str, Any] | None = Field(None, description="keyword arguments of your own attack; others: none")
 
@@ -42,11 +47,13 @@ class Attack(Section):
         if own and (self.steps, self.restarts, self.rule) != (1, 1, "last"):
             raise ValueError("an attack of your own takes its parameters under options")
         needed = FAMILIES.get(self.family, set())
-        for key in ("step_size", "momentum", "confidence"):
+        for key in ("step_size", "momentum", "confidence", "samples", "sigma"):
             if (getattr(self, key) is not None) != (key in needed):
                 raise ValueError(f"family {self.family} {'needs' if key in needed else 'takes no'} {key}")
         if self.family == "fgsm" and (self.steps, self.restarts, self.rule) != (1, 1, "last"):
             raise ValueError("family fgsm takes one step from the image itself: no steps, restarts or rule")
+        if self.family == "spsa" and (self.restarts, self.rule) != (1, "last"):
+            raise ValueError("family spsa goes from the image itself to where its label flips: no restarts or rule")
         return self
 
 
@@ -55,6 +62,9 @@ class Evaluation(Section):
 
     batch_size: Count
     seed: Seed = Field(description="seed of the attacks' random starts, the same for every checkpoint")
+    precision: Literal["fp32", "bf16"] = Field(
+        description="of gradient attacks judged on their last iterate; all else: fp32"
+    )
     attacks: Annotated[dict[Key, Attack], Field(min_length=1)]
 
     @model_validator(mode="after")
