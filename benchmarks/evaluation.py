@@ -16,8 +16,8 @@ step depends on neither.
 The percentage is the share of the batch that holds. Released and `last` differ by their random starts,
 the released number being the mean over the turns, and by what misclassified images count for: ours stay
 broken whatever the attack makes of them. There is no `bf16 any`: it would let an example go where bfloat16
-first sees it broken, barely, and in float32 some of these still hold (5 points on the robust digits
-classifier under PGD-100), so the pipeline runs that rule in float32.
+first sees it broken, barely, and in float32 some of these still hold, so the pipeline runs that rule
+in float32.
 """
 
 import argparse
