@@ -3,7 +3,7 @@
 Every method of `matrix.methods` is trained with every seed of `matrix.seeds` in fp32 and in bf16;
 the selected checkpoints are attacked with every attack of `evaluation`, in float32 both times. The
 difference of the means is held against the spread over seeds: agreement means that Welch's 95 %
-interval for it contains 0. So few runs cannot show less than about a point.
+interval for it contains 0. How little that can exclude, the intervals' widths tell.
 """
 
 import argparse

@@ -23,8 +23,8 @@ def prepare(runtime: "Runtime") -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # The same as use_deterministic_algorithms(True), which also imports the compiler: a second a process.
     torch.set_deterministic_debug_mode("error")
-    # Which would also fill every new tensor with NaN, a tenth of a step on the digits; no kernel here reads
-    # memory it has not written.
+    # Which would also fill every new tensor with NaN, nearly a tenth of a step on the digits; no kernel here
+    # reads memory it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -32,7 +32,7 @@ class Explicit(Adversary):
 
     `damping`: the released code differentiates the batch mean, summed over the k samples, which is
     k / N of the gradient here, and Adam adds 1e-8 to it: 1e-8 * 64 / 5 in our units at its
-    batch size and k. On large images most gradients are of that size, so it matters there.
+    batch size and k. On large images a part of the gradients is no larger, so it matters there.
 
     `accumulate`: the released code never zeroes the gradients of (mu, rho), so g is
     the sum over all steps so far; False gives each step its own gradient.
