@@ -102,19 +102,17 @@ def data(size: int, part: str, device: torch.device) -> Split:
     return Split(x, torch.from_numpy(source.labels[index]).to(device), torch.from_numpy(index).to(device))
 
 
-def trained(network: training.Network, by: str, reference: Reference, epochs: int) -> nn.Module:
-    """A classifier after a few epochs of our training loop, in float32."""
+def trained(network: training.Network, by: str, device: torch.device, epochs: int) -> nn.Module:
+    """A classifier after a few epochs of our training loop, in float32; `by`: how, a key of `TRAININGS`."""
     with seeded_globals(Stream.of(0, "benchmark classifier")):
-        model = network.build(reference).to(reference.device)
+        model = network.build(None).to(device)
     method, settings = TRAININGS[by]
     adversary = adversaries.build(method, settings, Linf(EPS), network.channels, network.size)
-    train = data(network.size, "train", reference.device)
-    trainer = Trainer(
-        model, adversary.to(reference.device), Linf(EPS), training.loop(network.batch, "fp32"), 0, Path(), ""
-    )
+    train = data(network.size, "train", device)
+    trainer = Trainer(model, adversary.to(device), Linf(EPS), training.loop(network.batch, "fp32"), 0, Path(), "")
     for epoch in range(1, epochs + 1):
         for index in Stream.of(0, "benchmark order", epoch).permutation(len(train.x)).split(network.batch):
-            trainer.step(epoch, train, index.to(reference.device))
+            trainer.step(epoch, train, index.to(device))
     return model.eval()
 
 
@@ -166,7 +164,7 @@ def _run(parsed: argparse.Namespace) -> None:
         network = training.NETWORKS[name]
         batch = data(network.size, "test", device).head(parsed.images)
         for by in TRAININGS:
-            model = trained(network, by, reference, parsed.epochs)
+            model = trained(network, by, device, parsed.epochs)
             for attack in parsed.attacks:
                 row = measure(model, batch, attack, reference, parsed.rounds)
                 rows.append({"network": name, "training": by, "attack": attack} | row)

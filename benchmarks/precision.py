@@ -37,7 +37,7 @@ def accuracies(p: Params, method: str, seed: int) -> dict[str, float]:
     progress, model, adversary = cell.train(device, state)
     model.load_state_dict(progress.selected)
     test = load_split(cell.data_folder, "test", device)
-    table = suite.verdicts(p.evaluation, model, test, adversary.perturbations)
+    table = suite.verdicts(p.evaluation, list(p.evaluation.attacks), model, test, adversary.perturbations)
     return {name: 100 * value for name, value in table.accuracies().items()}
 
 

@@ -56,7 +56,7 @@ def settings(method: str, width: int) -> params.Method:
 class Network:
     """A classifier to time steps on, and what it classifies."""
 
-    build: Callable[[Reference], nn.Module]
+    build: Callable[[Reference | None], nn.Module]
     channels: int
     size: int
     batch: int

@@ -31,6 +31,7 @@ TRAINING_CODE = (
     "pipeline/cell.py",
     "pipeline/data/__init__.py",
     "pipeline/data/store.py",
+    "pipeline/distribution.py",
     "pipeline/files.py",
     "pipeline/losses.py",
     "pipeline/machine.py",

@@ -51,17 +51,53 @@ def _parser() -> argparse.ArgumentParser:
     attack.add_argument("--output", type=Path, metavar="FILE", help="write the verdict table as .npz")
     attack.set_defaults(run=_attack)
 
+    health = commands.add_parser("health", help="every health check on a checkpoint; status 1 if one fails")
+    health.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="as for attack")
+    health.set_defaults(run=_health)
+
+    conformance = commands.add_parser("conformance", help="put attacks, your own ones too, to the conformance suite")
+    conformance.add_argument("--attack", action="append", default=[], metavar="NAME", help="repeatable (default: all)")
+    conformance.set_defaults(run=_conformance)
+
+    comparison = commands.add_parser("compare", help="the comparison with seconds and devices; or of any runs")
+    comparison.add_argument(
+        "--runs", nargs="+", metavar="PATTERN", help="run folders, mlflow:RUN_ID or mlflow:EXPERIMENT/NAME"
+    )
+    comparison.add_argument("--reference", metavar="ROW", help="what the others are paired with, with --runs")
+    comparison.add_argument("--allow-mixed", action="store_true", help="compare unlike runs all the same")
+    comparison.set_defaults(run=_compare)
+
     track = commands.add_parser("track", help="complete MLflow from the files of the workspace")
     track.add_argument("--follow", action="store_true", help="repeat while stages run")
     track.set_defaults(run=_track)
+
+    register = commands.add_parser("register", help="register a method's best run by validation as champion in MLflow")
+    register.add_argument("method")
+    register.add_argument("--name", help="name in the registry (default: PRESET-METHOD)")
+    register.set_defaults(run=_register)
+
+    load = commands.add_parser("load", help="fetch a model from MLflow and say what it is")
+    load.add_argument("uri", metavar="URI", help="models:/NAME@champion, models:/NAME/VERSION or models:/ID")
+    load.add_argument("--output", type=Path, metavar="FILE", help="keep the weights as .safetensors, for `attack`")
+    load.set_defaults(run=_load)
 
     ui = commands.add_parser("ui", help="complete MLflow, then serve its pages")
     ui.add_argument("--port", type=int, default=5000)
     ui.set_defaults(run=_ui)
 
-    verify = commands.add_parser("verify", help="hold the workspace against the committed dvc.lock")
-    verify.add_argument("--record", action="store_true", help="record this machine as the maker of dvc.lock")
+    verify = commands.add_parser("verify", help="hold the workspace against what a commit recorded")
+    verify.add_argument("--against", default="HEAD", metavar="REV", help="the commit (default: HEAD)")
+    verify.add_argument("--markdown", type=Path, metavar="FILE", help="write the findings as Markdown, too")
+    first = verify.add_mutually_exclusive_group()
+    first.add_argument("--rerun", action="store_true", help="recompute everything first, without caches")
+    first.add_argument("--pull", action="store_true", help="first fetch from the DVC remote, run what it lacks")
+    first.add_argument("--record", action="store_true", help="only record this machine as the maker of dvc.lock")
     verify.set_defaults(run=_verify)
+
+    provenance = commands.add_parser("provenance", help="from a file or a table cell back to what made it")
+    provenance.add_argument("target", metavar="FILE|METHOD|NUMBER", help="an output, a method, or an accuracy")
+    provenance.add_argument("metric", nargs="?", metavar="METRIC", help="after METHOD: natural, an attack, worst-case")
+    provenance.set_defaults(run=_provenance)
     return parser
 
 
@@ -114,6 +150,37 @@ def _attack(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _health(parsed: argparse.Namespace) -> int:
+    from pipeline import params, rejudge
+    from pipeline.health import report
+
+    found = rejudge.health(params.load(), parsed.checkpoint)
+    print("\n".join(report.lines(found.checks)))
+    return int(bool(found.failed))
+
+
+def _conformance(parsed: argparse.Namespace) -> int:
+    from pipeline import params, rejudge
+
+    failed = False
+    for name, question, problem in rejudge.conformance(params.load(), parsed.attack):
+        failed |= problem is not None
+        print(f"{name:12} {question:42} {'yes' if problem is None else 'NO: ' + problem}", flush=True)
+    return int(failed)
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    from pipeline import params
+    from pipeline.comparison import side_by_side
+
+    p = params.load()
+    if parsed.runs is None:
+        print(side_by_side.workspace(p))
+    else:
+        print(side_by_side.chosen(p, parsed.runs, parsed.reference, parsed.allow_mixed))
+    return 0
+
+
 def _track(parsed: argparse.Namespace) -> int:
     from pipeline import tracking
 
@@ -121,6 +188,21 @@ def _track(parsed: argparse.Namespace) -> int:
         tracking.follow()
     else:
         print(tracking.sync())
+    return 0
+
+
+def _register(parsed: argparse.Namespace) -> int:
+    from pipeline import tracking
+
+    print(tracking.register(parsed.method, parsed.name))
+    return 0
+
+
+def _load(parsed: argparse.Namespace) -> int:
+    from pipeline import tracking
+
+    _, told = tracking.load(parsed.uri, parsed.output)
+    print("\n".join(tracking.describe(told)))
     return 0
 
 
@@ -132,10 +214,20 @@ def _ui(parsed: argparse.Namespace) -> int:
 
 
 def _verify(parsed: argparse.Namespace) -> int:
-    from pipeline import params, verify
+    from pipeline import params, repro
+    from pipeline.reproduction import receipt, verify
 
+    p = params.load()
     if parsed.record:
-        verify.record(params.load())
-        print(f"{verify.RECEIPT}: this machine is recorded as the maker of dvc.lock")
+        receipt.record(p)
+        print(f"{receipt.RECEIPT}: this machine is recorded as the maker of dvc.lock")
         return 0
-    return verify.verify(params.load(), Path())
+    remake = verify.pull if parsed.pull else (lambda: repro.reproduce(p, None, force=True)) if parsed.rerun else None
+    return verify.verify(p, Path(), parsed.against, remake, parsed.markdown)
+
+
+def _provenance(parsed: argparse.Namespace) -> int:
+    from pipeline.reproduction import provenance
+
+    print("\n".join(provenance.trace(parsed.target, parsed.metric)))
+    return 0

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.adversaries.explicit import Explicit, sample
+from pipeline.adversaries.explicit import Explicit
 from pipeline.ascent import frozen
+from pipeline.distribution import sample
 from pipeline.losses import cross_entropy
 from pipeline.perturbation import onto_images
 from pipeline.seeding import Stream

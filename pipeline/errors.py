@@ -6,3 +6,7 @@ class UserError(Exception):
 
     Entry points print the message as a single line and exit with status 2.
     """
+
+
+class VerdictError(UserError, ValueError):
+    """A verdict that cannot be taken: an attack or a model breaks a rule; the message names the example."""

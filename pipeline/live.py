@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,26 @@ def recorded(key: str) -> dict[str, Any]:
 
 
 def circumstances(seconds: float, machine: dict[str, str]) -> dict[str, Any]:
-    """What `record` keeps: wall seconds, end time, machine fingerprint, git commit and dirtiness."""
-    return {"seconds": round(seconds, 2), "finished": time.time(), "machine": machine, **code_version()}
+    """What `record` keeps: wall seconds, end time, machine fingerprint, GPU memory, git commit and dirtiness."""
+    when = {"seconds": round(seconds, 2), "finished": time.time()}
+    return {**when, "machine": machine, **gpu_memory(), **code_version()}
+
+
+def gpu_memory() -> dict[str, float]:
+    """Peak memory that this process's tensors took on the CUDA device, in MiB; empty where it used none."""
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return {}
+    return {"gpu_memory_peak_mib": round(torch.cuda.max_memory_allocated() / 2**20, 1)}
+
+
+def workspace() -> str:
+    """A random name of this workspace, made at first use: tells its runs from others' on a shared server."""
+    path = WORK / "workspace"
+    if not path.exists():
+        write_text(path, uuid.uuid4().hex[:16])
+    return path.read_text()
 
 
 def code_version() -> dict[str, Any]:

@@ -150,8 +150,10 @@ def build(name: str, eps: float) -> PerturbationSet:
 
     `name`: "linf", "l2", or the import path `package.module:Class` of a class that is called
     with eps and has the operations of `PerturbationSet`. Raises `UserError` where it cannot be
-    imported or lacks one.
+    imported or lacks one, and for a radius that is not positive.
     """
+    if not eps > 0:
+        raise UserError(f"params.yaml: threat.eps: should be greater than 0 (got {eps:g})")
     kind = _SETS.get(name) or _imported(name)
     return kind(eps)
 

@@ -12,21 +12,15 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
 from pipeline.files import write_bytes
+from pipeline.labels import method_label
 
-LABELS = {
-    "standard": "standard",
-    "at_fgsm": "AT_FGSM",
-    "at_pgd": "AT_PGD",
-    "trades": "TRADES",
-    "feature_scatter": "FeaScatter",
-    "adt_exp": "ADT_EXP",
-    "adt_exp_am": "ADT_EXP-AM",
-    "adt_imp_am": "ADT_IMP-AM",
-}
 # Okabe and Ito's colours, distinguishable with every common colour vision.
 COLOURS = ["#000000", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442"]
 
@@ -41,7 +35,7 @@ def comparison(table: Mapping[str, Any], path: Path) -> None:
         colour = COLOURS[place % len(COLOURS)]
         means = [summary[m]["mean"] for m in metrics]
         spreads = [summary[m]["std"] or 0 for m in metrics]
-        axes.errorbar(at, means, spreads, fmt="s", ms=5, capsize=3, color=colour, label=_label(method))
+        axes.errorbar(at, means, spreads, fmt="s", ms=5, capsize=3, color=colour, label=method_label(method))
         for x, metric in zip(at, metrics, strict=True):
             runs = list(summary[metric]["runs"].values())
             axes.plot([x] * len(runs), runs, ".", ms=5, color=colour, alpha=0.35)
@@ -51,6 +45,33 @@ def comparison(table: Mapping[str, Any], path: Path) -> None:
     bars = ", bars ± sample standard deviation" if len(table["seeds"]) >= 3 else ""
     axes.set_title(f"Mean over {len(table['seeds'])} seeds{bars}, dots single runs", fontsize=10)
     axes.legend(frameon=False, ncols=len(methods), fontsize=9, loc="upper right")
+    _save(figure, path)
+
+
+def tradeoff(table: Mapping[str, Any], path: Path) -> None:
+    """Robust (worst-case) accuracy against the cost of training, and against natural accuracy: a point a run.
+
+    Open markers are means over seeds. Cost: gradient evaluations of the whole training, on a logarithmic axis.
+    """
+    figure, (cost, natural) = pyplot.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
+    for place, (method, summary) in enumerate(table["methods"].items()):
+        colour, marker = COLOURS[place % len(COLOURS)], "os^Dv<>p"[place % 8]
+        robust = summary["worst-case"]["runs"]
+        for axes, across in ((cost, table["gradient_evaluations"][method]), (natural, summary["natural"]["runs"])):
+            runs = [(across[seed], robust[seed]) for seed in robust]
+            axes.plot(*zip(*runs, strict=True), marker, ms=5, color=colour, alpha=0.45, mew=0)
+            axes.plot(*np.mean(runs, 0), marker, ms=9, mfc="none", color=colour, label=method_label(method))
+    cost.set_xscale("log")
+    cost.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    cost.xaxis.set_major_formatter(EngFormatter(sep=""))
+    cost.minorticks_off()
+    cost.set_xlabel("gradient evaluations of the training")
+    natural.set_xlabel(f"natural accuracy on {table['test_examples']} test images, %")
+    cost.set_ylabel("accuracy under all attacks at once, %")
+    for axes in (cost, natural):
+        axes.grid(alpha=0.3)
+    figure.suptitle("Filled: single runs; open: mean over seeds", fontsize=10)
+    figure.legend(*cost.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside right upper")
     _save(figure, path)
 
 
@@ -72,7 +93,7 @@ def curves(
                 name = column.removeprefix("val_") if seed == next(iter(runs)) else None
                 axes.plot(epochs, values, color=colour, lw=1, alpha=0.8, label=name)
                 axes.plot(epochs[chosen], values[chosen], "o", mfc="none", color=colour, ms=6)
-        axes.set_title(_label(method), fontsize=10)
+        axes.set_title(method_label(method), fontsize=10)
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
     panels[0][0].set_ylabel("validation accuracy, %")
@@ -160,7 +181,7 @@ def landscape(axis: np.ndarray, means: Mapping[str, np.ndarray], images: int, se
         # The surface's first axis is the gradient direction; it goes on the horizontal axis.
         filled = axes.contourf(axis, axis, surface.T, levels=levels, cmap="viridis")
         axes.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], color="white", lw=0.8, ls="--")
-        axes.set_title(_label(method), fontsize=10)
+        axes.set_title(method_label(method), fontsize=10)
         axes.set_xlabel("gradient sign, eps")
         axes.set_aspect("equal")
     panels[0][0].set_ylabel("orthogonal random signs, eps")
@@ -169,12 +190,107 @@ def landscape(axis: np.ndarray, means: Mapping[str, np.ndarray], images: int, se
     _save(figure, path)
 
 
+def health(radii: Mapping[tuple[str, int], Mapping[str, float]], found: Mapping[str, Any], path: Path) -> None:
+    """Accuracy against the radius, a line a run, and the table of checks: which failed where."""
+    figure, (curves, table) = pyplot.subplots(1, 2, figsize=(12, 4.6), width_ratios=[1, 1.5], layout="constrained")
+    methods = list(found["cells"])
+    for (method, seed), curve in radii.items():
+        first = seed == min(s for m, s in radii if m == method)
+        curves.plot(
+            [float(radius) for radius in curve],
+            [100 * accuracy for accuracy in curve.values()],
+            "-o",
+            ms=3,
+            lw=1,
+            color=COLOURS[methods.index(method) % len(COLOURS)],
+            label=method_label(method) if first else None,
+        )
+    curves.set_xscale("log", base=2)
+    curves.xaxis.set_major_formatter("{x:g}")
+    curves.set_xlabel("radius of the set, eps")
+    curves.set_ylabel("accuracy under PGD, %")
+    curves.grid(alpha=0.3)
+    curves.legend(frameon=False, fontsize=9)
+    _checks(table, found)
+    _save(figure, path)
+
+
+def _checks(axes: Axes, found: Mapping[str, Any]) -> None:
+    """A field a check and run: its figure, on white where it passes, on orange where it fails, on grey if unknown."""
+    names = list(found["checks"])
+    runs = [
+        (f"{method_label(m)} {seed}", verdicts)
+        for m, seeds in found["cells"].items()
+        for seed, verdicts in seeds.items()
+    ]
+    shades = {True: (1.0, 1.0, 1.0), False: (0.93, 0.6, 0.2), None: (0.8, 0.8, 0.8)}
+    axes.imshow([[shades[verdicts[name]["passed"]] for name in names] for _, verdicts in runs], aspect="auto")
+    for row, (_, verdicts) in enumerate(runs):
+        for column, name in enumerate(names):
+            value = verdicts[name]["figure"]
+            axes.text(column, row, "?" if value is None else f"{value:.2g}", ha="center", va="center", fontsize=8)
+    limits = [
+        found["checks"][name]["passes"].replace("at most", "\u2264").replace("at least", "\u2265") for name in names
+    ]
+    axes.set_xticks(range(len(names)), [f"{n}\n{limit}" for n, limit in zip(names, limits, strict=True)], fontsize=8)
+    axes.tick_params(axis="x", rotation=45)
+    axes.set_yticks(range(len(runs)), [label for label, _ in runs], fontsize=8)
+    axes.set_title("checks: figure a run; orange fails", fontsize=10)
+
+
+def transfer(
+    accuracies: np.ndarray, attacks: Sequence[str], sources: Sequence[str], targets: Sequence[str], path: Path
+) -> None:
+    """Accuracies in % (attacks, sources, targets): a heat map an attack, all on one colour scale, without rows of NaN.
+
+    Models are called METHOD-SEED. A frame marks a model attacked with itself. Up to 16 models a side have numbers.
+    """
+    rows = [[s for s in range(len(sources)) if not np.isnan(values[s]).all()] for values in accuracies]
+    across = min(2, len(attacks))
+    lines = [rows[start : start + across] for start in range(0, len(attacks), across)]
+    numbers = max(len(sources), len(targets)) <= 16
+    cell = 0.42 if numbers else 0.2
+    heights = [max(map(len, line)) * cell + 1.6 for line in lines]
+    size = (max(6.0, across * (len(targets) * cell + 1.6) + 1.2), max(3.4, sum(heights) + 0.4))
+    figure, grid = pyplot.subplots(
+        len(lines), across, figsize=size, height_ratios=heights, squeeze=False, layout="constrained"
+    )
+    shades = Normalize(np.nanmin(accuracies), np.nanmax(accuracies))
+    panels = list(grid.flat)
+    for axes, attack, values, shown in zip(panels, attacks, accuracies, rows, strict=False):
+        picture = _crosses(axes, values[shown], [sources[s] for s in shown], targets, shades, numbers)
+        axes.set_title(attack, fontsize=10)
+    for axes in panels[len(attacks) :]:
+        axes.set_axis_off()
+    figure.colorbar(picture, ax=grid, label="accuracy, %", shrink=0.6)
+    figure.suptitle("The column's model under attacks made with the row's; framed: with itself", fontsize=10)
+    _save(figure, path)
+
+
+def _crosses(
+    axes: Axes, values: np.ndarray, sources: Sequence[str], targets: Sequence[str], shades: Normalize, numbers: bool
+) -> AxesImage:
+    """A heat map of values (sources, targets), framed where source and target are one."""
+    for row, source in enumerate(sources):
+        for column, target in enumerate(targets):
+            if source == target:
+                axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, ec="red", lw=1.2))
+            if numbers:
+                value, ink = values[row, column], "white" if shades(values[row, column]) < 0.6 else "black"
+                axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=ink)
+    axes.set_xticks(range(len(targets)), [_run_label(name) for name in targets], rotation=90, fontsize=8)
+    axes.set_yticks(range(len(sources)), [_run_label(name) for name in sources], fontsize=8)
+    return axes.imshow(values, norm=shades, cmap="viridis")
+
+
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return pyplot.subplots(figsize=(width, height), layout="constrained")
 
 
-def _label(method: str) -> str:
-    return LABELS.get(method, method)
+def _run_label(name: str) -> str:
+    """METHOD-SEED for people."""
+    method, _, seed = name.rpartition("-")
+    return f"{method_label(method)} {seed}"
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -37,7 +37,7 @@ def reproduce(p: "Params", jobs: int | None, force: bool) -> int:
         raise UserError(f"--jobs: must be at least 1 (got {jobs})")
     _find_tools()
     if force:
-        for folder in ("train", "attack", "ablation", "degeneracy"):
+        for folder in ("train", "attack", "transfer", "ablation", "degeneracy"):
             shutil.rmtree(live.WORK / folder, ignore_errors=True)
     slots = _slots(p, jobs)
     with live.presence():
@@ -190,7 +190,7 @@ def _report() -> None:
     """The comparison table and where the figures are."""
     results = Path("results")
     print("\n" + (results / "comparison.md").read_text())
-    print("Figures:")
+    print(f"Everything on one page: {results / 'report.html'}\nFigures:")
     for figure in sorted(results.rglob("*.png")):
         print(f"  {figure}")
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import live
 from pipeline.files import digest, digest_file, read_csv, read_json
+from pipeline.reproduction import entries
 from pipeline.verdicts import Verdicts
 
 if TYPE_CHECKING:
     from pipeline.params import Params
 
 RESULTS = Path("results")
+OUTPUTS = ("run.json", "metrics.json", "history.csv", "model.safetensors")  # of a training that is complete
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ class TrackedRun:
                 flat |= value
             else:
                 flat[name] = value
-        return {name: value for name, value in (flat | d["method_params"]).items() if value is not None}
+        own = {setting_name(name): value for name, value in d["method_params"].items()}
+        return {name: value for name, value in (flat | own).items() if value is not None}
 
     def tags(self) -> dict[str, str]:
         """What a run is known by from its first moment."""
@@ -108,8 +111,9 @@ class TrackedRun:
         """Numbers about the whole training."""
         names = ("gradient_evaluations", "gradient_evaluations_per_example_and_epoch", "classifier_parameters")
         values = {name: self.description[name] for name in names}
-        seconds = live.recorded(self.key).get("seconds")
-        return values | {"selected_epoch": self.metrics["selected_epoch"]} | ({"seconds": seconds} if seconds else {})
+        facts = live.recorded(self.key)
+        measured = {name: facts[name] for name in ("seconds", "gpu_memory_peak_mib") if facts.get(name)}
+        return values | {"selected_epoch": self.metrics["selected_epoch"]} | measured
 
     def circumstances(self) -> dict[str, str]:
         """Commit and machine of the training, or, for outputs that came from a cache, that they did."""
@@ -117,14 +121,49 @@ class TrackedRun:
         if not facts:
             return {"adt.origin": "DVC cache"}
         tags = {f"machine.{name}": value for name, value in facts["machine"].items()}
+        tags["machine.fingerprint"] = digest(facts["machine"])[:16]
         if "commit" in facts:
             tags |= {"mlflow.source.git.commit": facts["commit"], "git_dirty": str(facts["dirty"]).lower()}
         return tags | {"adt.origin": "this workspace"}
+
+    def locked(self) -> dict[str, str]:
+        """DVC's stages and the MD5 of their outputs, as far as dvc.lock has them for these very files."""
+        tags: dict[str, str] = {}
+        for stage, proof in (("train", self.folder / "run.json"), ("attack", self.verdicts)):
+            entry = entries.entry(f"{stage}@{self.method}-{self.seed}")
+            if entry and proof and entry.describes(proof):
+                tags[f"dvc.{stage}"] = entry.stage
+                tags |= {f"dvc.md5.{path}": md5 for path, md5 in entry.outputs.items()}
+        return tags
+
+    def health(self) -> dict[str, dict[str, Any]]:
+        """The checks of results/health.json on this checkpoint: name -> figure, passed; {} where it was not probed."""
+        report, probe = RESULTS / "health.json", Path("probes") / self.method / f"seed-{self.seed}.json"
+        if self.checkpoint is None or not (report.exists() and probe.exists()):
+            return {}
+        if read_json(probe)["checkpoint"] != digest_file(self.checkpoint):
+            return {}
+        return read_json(report)["cells"].get(self.method, {}).get(str(self.seed), {})
 
     def accuracies(self) -> dict[str, float]:
         """Test accuracies in percent, as `test_ATTACK`."""
         table = Verdicts.load(self.verdicts)
         return {f"test_{name}": round(100 * value, 4) for name, value in table.accuracies().items()}
+
+    def attack_costs(self) -> dict[str, float]:
+        """What each attack cost: `attack_KIND_ATTACK`, counts an example, and seconds where they were taken here."""
+        costs = Verdicts.load(self.verdicts).costs()
+        flat = {f"attack_{kind}_{name}": value for name, kinds in costs.items() for kind, value in kinds.items()}
+        seconds = live.recorded(self.verdicts_digest).get("attack_seconds", {})
+        return flat | {f"attack_seconds_{name}": value for name, value in seconds.items() if value is not None}
+
+
+def setting_name(name: str) -> str:
+    """The name of a method's parameter: those that methods are compared by stay short, the others come after them.
+
+    MLflow's compare page opens on the first three parameters, by name, in which runs differ: lam, method, samples.
+    """
+    return name if name in ("lam", "samples", "steps", "step_size") else f"setting.{name}"
 
 
 def spread(tables: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -139,8 +178,7 @@ def finished_runs(p: "Params") -> Iterator[TrackedRun]:
     for method in p.matrix.methods:
         for seed in p.matrix.seeds:
             folder = Path("runs") / method / f"seed-{seed}"
-            needed = [folder / name for name in ("run.json", "metrics.json", "history.csv", "model.safetensors")]
-            if not all(path.exists() for path in needed):
+            if not all((folder / name).exists() for name in OUTPUTS):
                 continue
             verdicts = Path("verdicts") / method / f"seed-{seed}.npz"
             checkpoint = folder / "model.safetensors"

@@ -64,15 +64,15 @@ def variant(p: Params, lam: float) -> Params:
 def study_name(p: Params) -> str:
     """A name that changes with everything a trial depends on, except its lambda and seed."""
     base = Cell(variant(p, 0.0), "adt_exp", 0).fingerprint()
-    evaluation = [p.evaluation.model_dump(), suite.own_code(p.evaluation), p.ablation.attack, p.ablation.samples]
-    return f"lambda-{digest([base, evaluation, digest_code(Path(), *STUDY_CODE)])[:32]}"
+    studied = [suite.description(p.evaluation, p.ablation.attacks), p.ablation.attack, p.ablation.samples]
+    return f"lambda-{digest([base, studied, digest_code(Path(), *STUDY_CODE)])[:32]}"
 
 
 def measure(p: Params, cell: Cell, model: nn.Module, adversary: Explicit, device: torch.device) -> dict[str, float]:
     """Test accuracies of a trained model, and what its distributions are like on the test images."""
     test = load_split(cell.data_folder, "test", device)
     perturbations = perturbation.build(p.threat.set, p.threat.eps)
-    accuracies = suite.verdicts(p.evaluation, model, test, perturbations).accuracies()
+    accuracies = suite.verdicts(p.evaluation, p.ablation.attacks, model, test, perturbations).accuracies()
     stream = Stream.of(p.evaluation.seed, "diversity")
     described = describe(adversary, model, test.x, test.y, p.ablation.samples, stream)
     return {name: accuracies[name] for name in (NATURAL, p.ablation.attack, "worst-case")} | vars(described)

@@ -1,16 +1,18 @@
 """attack: every attack on one cell's selected checkpoint, to verdicts/METHOD/seed-N.npz."""
 
+import json
+import sys
+import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from pipeline import machine, models, params, perturbation
+from pipeline import live, machine, models, params, perturbation
 from pipeline.attacks import suite
 from pipeline.data.store import Split, load_meta, load_split
-from pipeline.files import digest, digest_code, digest_file, write_json, write_npz
+from pipeline.files import digest, digest_code, digest_file, write_json
 from pipeline.models.weights import load_weights
-from pipeline.params import Params
+from pipeline.params import Attack, Params
 from pipeline.progress import Progress
 from pipeline.verdicts import Column, Verdicts
 from stages.common import WORK, cell_of_command_line, run_folder, run_stage, verdict_file
@@ -19,6 +21,7 @@ from stages.common import WORK, cell_of_command_line, run_folder, run_stage, ver
 EVALUATION_CODE = (
     "pipeline/ascent.py",
     "pipeline/attacks",
+    "pipeline/distribution.py",
     "pipeline/losses.py",
     "pipeline/models",
     "pipeline/perturbation.py",
@@ -37,6 +40,8 @@ def main() -> None:
     load_weights(checkpoint, model, models.architecture(p.model))
     test = load_split(data, "test", device)
     target = verdict_file(method, seed)
+    if p.left_out:
+        print(f"attack: not defined in {p.threat.set}, left out: {', '.join(p.left_out)}", file=sys.stderr)
 
     identity = digest_file(checkpoint)
     cache = WORK / "attack" / identity[:16]
@@ -52,26 +57,42 @@ def main() -> None:
         machine.fingerprint(p.runtime),
     ]
     attacks, own_attacks = suite.attacks(p.evaluation), suite.own_code(p.evaluation)
-    columns = {}
+    columns, seconds = {}, {}
     with Progress(f"attack {method} seed {seed}", len(attacks)) as bar:
         for name, settings in attacks.items():
-            key = digest([name, settings and settings.model_dump(), own_attacks.get(name), *common])
-            columns[name] = _column(cache / f"{key[:32]}.npz", p, name, model.to(device), test)
+            key = digest([identity, name, settings and settings.model_dump(), own_attacks.get(name), *common])[:32]
+            columns[name] = _column(cache / f"{key}.npz", p, name, model.to(device), test)
+            seconds[name] = live.recorded(key).get("seconds")
             bar.step(f"{name} {1 - columns[name].broken.mean():.3f}")
 
-    verdicts = Verdicts.join(columns, test.y.cpu().numpy(), test.index.cpu().numpy(), identity)
+    said = {name: _said(p, settings, own_attacks.get(name)) for name, settings in attacks.items()}
+    verdicts = Verdicts.join(columns, test.y.cpu().numpy(), test.index.cpu().numpy(), identity, said)
     verdicts.save(target)
     write_json(target.with_suffix(".json"), verdicts.accuracies())
+    live.record(digest_file(target), {"attack_seconds": seconds})
+
+
+def _said(p: Params, settings: Attack | None, code: str | None) -> str:
+    """An attack's parameters as the verdict table keeps them: JSON; `{}` for `natural`, which has none.
+
+    `code`: the hash of a user's own attack. Batch size stays out: it decides no verdict.
+    """
+    if settings is None:
+        return "{}"
+    said = settings.model_dump(exclude_none=True) | ({"code": code} if code else {})
+    how = {"seed": p.evaluation.seed, "precision": p.evaluation.precision}
+    return json.dumps(said | {"set": p.threat.set, "eps": p.threat.eps} | how, sort_keys=True)
 
 
 def _column(cached: Path, p: Params, name: str, model: torch.nn.Module, test: Split) -> Column:
     """One attack's column, from the work folder if it is there, else computed and kept."""
     if cached.exists():
-        with np.load(cached) as arrays:
-            return Column(arrays["broken"], arrays["margin"], arrays["norm"])
-    perturbations = perturbation.build(p.threat.set, p.threat.eps)
+        return Column.load(cached)
+    perturbations, started = perturbation.build(p.threat.set, p.threat.eps), time.monotonic()
     column = suite.column(name, p.evaluation, model, test, perturbations)
-    write_npz(cached, broken=column.broken, margin=column.margin, norm=column.norm)
+    seconds = time.monotonic() - started
+    column.save(cached)
+    live.record(cached.stem, live.circumstances(seconds, machine.fingerprint(p.runtime)))
     return column
 
 

@@ -45,6 +45,11 @@ def verdict_file(method: str, seed: int) -> Path:
     return Path("verdicts") / method / f"seed-{seed}.npz"
 
 
+def probe_file(method: str, seed: int) -> Path:
+    """Where the probe stage of a cell writes."""
+    return Path("probes") / method / f"seed-{seed}.json"
+
+
 def _die_with_parent() -> None:
     """On Linux, be terminated when the process that started this one dies (a killed `dvc`)."""
     if sys.platform != "linux":

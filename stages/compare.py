@@ -1,10 +1,13 @@
-"""compare: all cells' verdicts and histories, to results/comparison.* and results/curves.png."""
+"""compare: all cells' verdicts and histories, to results/comparison.* and results/{curves,tradeoff}.png."""
 
 from pathlib import Path
 
 from pipeline import params, plots
-from pipeline.compare import compare, markdown, rows
+from pipeline.comparison import published, tables
+from pipeline.comparison.compare import Result, compare, summarise
+from pipeline.errors import UserError
 from pipeline.files import read_csv, read_json, write_csv, write_json, write_text
+from pipeline.health import report
 from pipeline.verdicts import Verdicts
 from stages.common import run_folder, run_stage, verdict_file
 
@@ -14,31 +17,50 @@ RESULTS = Path("results")
 def main() -> None:
     """Compare every method of the matrix over its seeds."""
     p = params.load()
-    methods, seeds = p.matrix.methods, p.matrix.seeds
-    runs = {m: {s: read_json(run_folder(m, s) / "run.json") for s in seeds} for m in methods}
-    metrics = {m: {s: read_json(run_folder(m, s) / "metrics.json") for s in seeds} for m in methods}
+    results = {m: {s: result(m, s) for s in p.matrix.seeds} for m in p.matrix.methods}
+    settings = p.comparison
     comparison = compare(
-        {m: {s: Verdicts.load(verdict_file(m, s)) for s in seeds} for m in methods},
-        costs={m: runs[m][seeds[0]]["gradient_evaluations_per_example_and_epoch"] for m in methods},
-        selected={m: {s: metrics[m][s]["selected_epoch"] for s in seeds} for m in methods},
-        reference=p.comparison.reference,
-        level=p.comparison.confidence,
+        results, settings.reference, settings.confidence, settings.resamples, settings.seed, beside(p, results)
     )
-    heading = f"# {p.data.name}, {p.threat.set} eps {p.threat.eps:g}, verdicts {rule(p)}"
-    table = rows(comparison)
     write_json(RESULTS / "comparison.json", comparison)
-    columns = ["method", "metric", "mean", "std", *(f"seed_{s}" for s in seeds)]
-    write_csv(RESULTS / "comparison.csv", table, columns + [f"difference_{k}" for k in ("mean", "low", "high")])
-    write_text(RESULTS / "comparison.md", markdown(comparison, heading))
+    write_csv(RESULTS / "comparison.csv", tables.rows(comparison), tables.columns(comparison))
+    heading = f"# {p.data.name}, {p.threat.set} eps {p.threat.eps:g}, verdicts {rule(p)}"
+    health = report.sentence(read_json(RESULTS / "health.json"))
+    write_text(RESULTS / "comparison.md", tables.markdown(comparison, heading) + f"\n{health}\n")
     plots.comparison(comparison, RESULTS / "comparison.png")
-    histories = {m: {s: read_csv(run_folder(m, s) / "history.csv") for s in seeds} for m in methods}
+    plots.tradeoff(comparison, RESULTS / "tradeoff.png")
+    histories = {m: {s: result.history for s, result in runs.items()} for m, runs in results.items()}
     plots.curves(histories, comparison["selected_epoch"], RESULTS / "curves.png")
 
 
+def result(method: str, seed: int) -> Result:
+    """What the train and attack stages of a cell wrote."""
+    folder = run_folder(method, seed)
+    epoch = read_json(folder / "metrics.json")["selected_epoch"]
+    verdicts = Verdicts.load(verdict_file(method, seed))
+    return Result.of(verdicts, read_json(folder / "run.json"), epoch, read_csv(folder / "history.csv"))
+
+
+def beside(p: params.Params, results: dict[str, dict[int, Result]]) -> dict | None:
+    """The published table that params.yaml names, with ours beside; None where it names none."""
+    name = p.comparison.published
+    if name is None:
+        return None
+    data = published.TABLES[name].data
+    if p.data.name != data:
+        raise UserError(f"params.yaml: comparison.published: {name} is about {data}, but data.name is {p.data.name}")
+    ours = {
+        method: {metric: {"mean": s.mean, "std": s.std} for metric, s in summary.items()}
+        for method, summary in summarise(results).items()
+    }
+    return published.beside(name, ours)
+
+
 def rule(p: params.Params) -> str:
-    """On which iterate the attacks' verdicts were taken."""
+    """On which iterate the attacks' verdicts were taken, and which attacks were not."""
     any_iterate = [name for name, attack in p.evaluation.attacks.items() if attack.rule == "any"]
-    return "on the last iterate" + (f", of {', '.join(any_iterate)} on any iterate" if any_iterate else "")
+    left_out = f"; not defined in this set, left out: {', '.join(p.left_out)}" if p.left_out else ""
+    return "on the last iterate" + (f", of {', '.join(any_iterate)} on any iterate" if any_iterate else "") + left_out
 
 
 if __name__ == "__main__":

@@ -48,12 +48,12 @@ def main() -> None:
 def measured(cell: Cell, test: Split, device: torch.device) -> tuple[Verdicts, list[dict[str, Any]]]:
     """A trained model's verdicts and, for ADT_EXP, the widths of distributions on it; read back if done before."""
     p = cell.params
-    looked_at = [p.evaluation.model_dump(), suite.own_code(p.evaluation), p.degeneracy.model_dump(exclude={"seeds"})]
+    looked_at = [suite.description(p.evaluation, p.degeneracy.attacks), p.degeneracy.model_dump(exclude={"seeds"})]
     key = digest([cell.fingerprint(), looked_at, digest_code(Path(), *MEASURING_CODE)])
     table, rows = (WORK / "degeneracy" / "measured" / f"{key[:32]}{end}" for end in (".npz", ".json"))
     if not rows.exists():
         _, model, adversary = cell.trained(device, WORK / "degeneracy")
-        suite.verdicts(p.evaluation, model, test, adversary.perturbations).save(table)
+        suite.verdicts(p.evaluation, p.degeneracy.attacks, model, test, adversary.perturbations).save(table)
         few = test.head(p.degeneracy.images)
         write_json(rows, widths_on(p, model, adversary, few) if isinstance(adversary, Explicit) else [])
     return Verdicts.load(table), read_json(rows)

@@ -19,8 +19,6 @@ from pipeline.seeding import Noise, Stream, seeded_globals
 settings.register_profile("project", deadline=None, max_examples=25, derandomize=True, database=None)
 settings.load_profile("project")
 
-CLASSES = 3
-
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
@@ -38,25 +36,31 @@ def untouched_random_state() -> Iterator[None]:
 
 
 @pytest.fixture
-def make_examples() -> Callable[..., Split]:
+def classes() -> int:
+    """How many classes there are; tests that need more override this."""
+    return 3
+
+
+@pytest.fixture
+def make_examples(classes: int) -> Callable[..., Split]:
     """Random images of 6x6 with some pixels exactly 0 and 1, and indices that are not 0..N-1."""
 
     def make(count: int = 10, dtype: torch.dtype = torch.float32, seed: int = 0) -> Split:
         rows = Stream.of(seed, "test images").at(torch.arange(count))
         x = (rows.uniform(1, 6, 6) * 1.4 - 0.2).clamp(0, 1)
-        y = (rows.uniform(1, draw=1)[:, 0] * CLASSES).long()
+        y = (rows.uniform(1, draw=1)[:, 0] * classes).long()
         return Split(x.to(dtype), y, 1000 - 7 * torch.arange(count))
 
     return make
 
 
 @pytest.fixture
-def make_model() -> Callable[..., nn.Module]:
+def make_model(classes: int) -> Callable[..., nn.Module]:
     """A small classifier of 6x6 images whose batch norms have seen something; freshly built models are equal."""
 
     def make(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
         with seeded_globals(Stream.of(seed, "test model")):
-            model = SmallCNN(1, 6, CLASSES, [4, 6], unshuffle=1)
+            model = SmallCNN(1, 6, classes, [4, 6], unshuffle=1)
             for layer in model.modules():
                 if isinstance(layer, nn.BatchNorm2d):
                     layer.running_mean.normal_(0, 0.1)

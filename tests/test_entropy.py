@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 from torch import Tensor
 
-from pipeline.adversaries.entropy import latent_code_length, reverse_gradient, squashed_gaussian
+from pipeline.adversaries.entropy import latent_code_length, reverse_gradient
+from pipeline.distribution import squashed_gaussian
 from pipeline.perturbation import L2, Linf, PerturbationSet
 
 # Equally likely quantiles of N(0, 1) instead of random draws: the mean converges much faster.

@@ -14,6 +14,7 @@ from pipeline.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[1]
 SPSA = {"family": "spsa", "steps": 3, "step_size": 0.01, "samples": 256, "sigma": 0.001}
+SQUARE = {"family": "autoattack", "queries": 10, "parts": ["square"]}
 
 
 def digits(**changes: Any) -> dict[str, Any]:
@@ -75,7 +76,11 @@ def test_the_committed_params_are_the_digits_preset(committed: Callable[[str], b
         ({"matrix.seeds": [-1]}, "matrix.seeds.0: input should be greater than or equal to 0 (got -1)"),
         ({"ablation.lams": [0.1, 1.0]}, "ablation: lams must contain 0"),
         ({"degeneracy.lams": [0.1]}, "degeneracy: lams must contain 0"),
-        ({"degeneracy.attack": "pgd-7"}, "degeneracy.attack: 'pgd-7' is not one of evaluation.attacks (fgsm, pgd-10"),
+        ({"degeneracy.attack": "pgd-7"}, "degeneracy: attack: 'pgd-7' is not one of attacks (fgsm, pgd-10"),
+        (
+            {"degeneracy.attacks": ["fgsm", "pgd-20", "pgd-7"]},
+            "degeneracy.attacks: 'pgd-7' is not one of evaluation.attacks (fgsm, pgd-10",
+        ),
         ({"model.widths": ...}, "model: small_cnn needs widths"),
         ({"model.mean": [0.5], "model.std": [0.2]}, "model: small_cnn takes no mean and std"),
         ({"train.schedule": {"name": "piecewise"}}, "train.schedule: piecewise needs milestones"),
@@ -97,7 +102,17 @@ def test_the_committed_params_are_the_digits_preset(committed: Callable[[str], b
             },
             "methods.adt_imp_am: hinge: true needs tau; the paper has none",
         ),
-        ({"ablation.attack": "pgd-7"}, "ablation.attack: 'pgd-7' is not one of evaluation.attacks (fgsm, pgd-10"),
+        ({"ablation.attack": "cw-7"}, "ablation: attack: 'cw-7' is not one of attacks (fgsm, pgd-10"),
+        ({"transfer.attacks": ["cw-7"]}, "transfer.attacks: 'cw-7' is not one of evaluation.attacks (fgsm, pgd-10"),
+        ({"health.base": "pgd-7"}, "health.base: 'pgd-7' is not one of evaluation.attacks (fgsm, pgd-10"),
+        ({"health.base": "cw-30"}, "health.base: 'cw-30' is not of family pgd"),
+        ({"health.gate": "shut"}, "health.gate: input should be 'warn' or 'stop' (got 'shut')"),
+        ({"health.steps": [20, 5]}, "health: steps must rise"),
+        ({"health.attacks": {}}, "health: attacks: needs a black box: family spsa, or family autoattack with"),
+        ({"health.attacks": {"pgd-20": SQUARE}}, "health.attacks: 'pgd-20' is one of evaluation.attacks already"),
+        ({"health.attacks.square.parts": ["sqare"]}, "health.attacks.square.parts.0: input should be 'apgd-ce', 'ap"),
+        ({"health.attacks.square.parts": ["square"] * 2}, "health.attacks.square: parts must be distinct"),
+        ({"health.attacks.spsa.parts": ["square"]}, "health.attacks.spsa: family spsa takes no parts"),
         ({"comparison.reference": "at_pdg"}, "comparison.reference: unknown method; there are"),
         ({"matrix.methods": ["adt_exp"]}, "comparison.reference: 'at_pgd' is not one of matrix.methods (adt_exp)"),
         ({"evaluation.attacks.cw-30.confidence": ...}, "evaluation.attacks.cw-30: family cw needs confidence"),
@@ -108,11 +123,11 @@ def test_the_committed_params_are_the_digits_preset(committed: Callable[[str], b
         ),
         (
             {"evaluation.attacks.spsa": SPSA | {"samples": 5}},
-            "evaluation.attacks.spsa.samples: input should be a multiple of 2 (got 5)",
+            "evaluation.attacks.spsa: samples of family spsa come in pairs: an even number, not 5",
         ),
         (
             {"evaluation.attacks.spsa": SPSA | {"rule": "any"}},
-            "evaluation.attacks.spsa: family spsa goes from the image itself to where its label flips: no restarts",
+            "evaluation.attacks.spsa: family spsa takes no restarts or rule, which are for pgd, mim, cw",
         ),
         ({"evaluation.attacks.worst-case": {"family": "fgsm"}}, "evaluation: attacks: 'worst-case' is always"),
     ],

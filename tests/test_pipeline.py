@@ -19,6 +19,15 @@ from pipeline.yaml_files import parse_text
 ROOT = Path(__file__).parents[1]
 METHODS = ("at_pgd", "adt_exp", "adt_exp_am", "adt_imp_am")
 CELLS = [(method, seed) for method in METHODS for seed in (0, 1)]
+# What a change of one method's lambda runs again: its own cells, and what looks at all of them.
+AFTER_ADT_EXP = {f"{stage}@adt_exp-{seed}" for stage in ("train", "attack", "probe") for seed in (0, 1)} | {
+    "ablation",
+    "compare",
+    "degeneracy",
+    "health",
+    "landscape",
+    "transfer",
+}
 
 
 class Workspace:
@@ -101,7 +110,7 @@ def test_every_promised_file_is_there_and_the_table_is_printed(workspace: Worksp
         assert len(read_csv(run / "history.csv")) == 2
     comparison = (workspace.folder / "results/comparison.md").read_text()
     assert comparison in workspace.first_output
-    figures = ("comparison", "curves", "ablation/lambda", "degeneracy/degeneracy", "landscape/landscape")
+    figures = ("comparison", "curves", "health", "ablation/lambda", "degeneracy/degeneracy", "landscape/landscape")
     for figure in (f"{name}.png" for name in figures):
         assert f"results/{figure}" in workspace.first_output
         assert workspace.read(f"results/{figure}").startswith(b"\x89PNG")
@@ -129,8 +138,44 @@ def test_the_degeneracy_study_compares_lambda_zero_with_at_pgd_and_its_twin_is_t
     rows = read_csv(workspace.folder / "results/degeneracy/accuracy.csv")
     assert [(row["method"], row["seed"]) for row in rows] == [("at_pgd", "0"), ("adt_exp", "0")]
     assert 0 <= float(rows[1]["agreement_with_at_pgd"]) <= 1 and not rows[0]["agreement_of_at_pgd_seeds"]
-    cell = read_json(workspace.folder / "verdicts/at_pgd/seed-0.json")
-    assert float(rows[0]["worst-case"]) == pytest.approx(cell["worst-case"], abs=1e-6)
+    cell = Verdicts.load(workspace.folder / "verdicts/at_pgd/seed-0.npz")
+    held = 1 - cell.broken_by(["natural", "fgsm", "pgd-3"]).mean()
+    assert float(rows[0]["worst-case"]) == pytest.approx(held, abs=1e-6)
+
+
+def test_every_model_attacks_every_other(workspace: Workspace) -> None:
+    rows = read_csv(workspace.folder / "results/transfer/transfer.csv")
+    generators = [(method, seed) for method, seed in CELLS if method in ("adt_exp_am", "adt_imp_am")]
+    assert len(rows) == len(CELLS) * (len(CELLS) + len(generators))
+    own = {row["target"]: float(row["accuracy"]) for row in rows if row["source"] == row["target"] != "generator"}
+    for method, seed in CELLS[:2]:
+        table = Verdicts.load(workspace.folder / "verdicts" / method / f"seed-{seed}.npz")
+        assert own[f"{method}-{seed}"] == pytest.approx(100 * table.accuracy("pgd-3")), "white-box on the diagonal"
+
+
+def test_every_checkpoint_is_examined_and_the_comparison_says_what_was_found(workspace: Workspace) -> None:
+    health = read_json(workspace.folder / "results/health.json")
+    assert {(method, int(seed)) for method, runs in health["cells"].items() for seed in runs} == set(CELLS)
+    assert all(
+        set(verdicts) == set(health["checks"]) for runs in health["cells"].values() for verdicts in runs.values()
+    )
+    last = (workspace.folder / "results/comparison.md").read_text().splitlines()[-1]
+    assert last.startswith("Health of the evaluation:")
+    assert all(line.split(" (")[0] in last for line in health["failures"])
+
+
+def test_a_shut_gate_stops_the_pipeline_where_a_check_fails(workspace: Workspace) -> None:
+    """Two steps and twenty images: an attack so weak that a check of it fails."""
+    health = read_json(workspace.folder / "results/health.json")
+    assert health["failures"], "the smoke preset is too healthy for this test"
+    before = workspace.read("params.yaml")
+    (workspace.folder / "params.yaml").write_bytes(before.replace(b"gate: warn", b"gate: stop"))
+    output = workspace.run("dvc", "repro", "compare", status=255)
+    assert stages_run(output) == {"health"}
+    assert f"health: {health['failures'][0]}" in output and "health.gate: stop in params.yaml" in output
+    (workspace.folder / "params.yaml").write_bytes(before)
+    assert stages_run(workspace.run("dvc", "repro", "compare")) == {"health"}
+    assert "up to date" in workspace.run("dvc", "status")
 
 
 def test_byte_code_is_no_dependency(workspace: Workspace) -> None:
@@ -152,12 +197,11 @@ def test_one_methods_parameter_reruns_that_method_alone_and_reverting_is_served_
     before = workspace.read("dvc.lock")
     workspace.pipeline("preset", "use", "smoke", "--set", "methods.adt_exp.lam=0.5")
     assert "methods.adt_exp.lam" in workspace.run("dvc", "params", "diff")
-    own = {f"{stage}@adt_exp-{seed}" for stage in ("train", "attack") for seed in (0, 1)}
     # The two studies set lambda themselves; they run again but find their trainings done.
-    assert stages_run(workspace.run("dvc", "repro")) == own | {"ablation", "compare", "degeneracy", "landscape"}
+    assert stages_run(workspace.run("dvc", "repro")) == AFTER_ADT_EXP
     workspace.pipeline("preset", "use", "smoke")
-    # compare keeps its outputs in git instead of DVC's cache, so it alone runs again.
-    assert stages_run(workspace.run("dvc", "repro")) == {"compare"}
+    # These two keep their outputs in git instead of DVC's cache, so they alone run again.
+    assert stages_run(workspace.run("dvc", "repro")) == {"compare", "health"}
     assert workspace.read("dvc.lock") == before
 
 
@@ -178,7 +222,8 @@ def test_a_new_attack_runs_alone_on_the_stored_checkpoints(workspace: Workspace)
 
 def test_a_users_own_attack_and_set_work_as_the_readme_says(workspace: Workspace) -> None:
     readme = workspace.read("README.md").decode()
-    attack, threat = re.findall(r"```python\n(.*?)```", readme, flags=re.S)[:2]
+    blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.S)
+    attack, threat = (next(b for b in blocks if start in b) for start in ("def random_search", "class Fading"))
     plugins = {"attacks/mine.py": attack, "sets/fading.py": threat}
     for name, code in plugins.items():
         (workspace.folder / "plugins" / name).write_text(code)
@@ -212,8 +257,7 @@ def test_a_checkpoint_from_anywhere_meets_the_attacks_of_params(workspace: Works
 
 def test_dvc_exp_run_changes_one_method(workspace: Workspace) -> None:
     output = workspace.run("dvc", "exp", "run", "-S", "methods.adt_exp.lam=0.1")
-    own = {f"{stage}@adt_exp-{seed}" for stage in ("train", "attack") for seed in (0, 1)}
-    assert stages_run(output) == own | {"ablation", "compare", "degeneracy", "landscape"}
+    assert stages_run(output) == AFTER_ADT_EXP
     workspace.run("git", "checkout", "--quiet", ".")
     workspace.run("dvc", "checkout", "--quiet")
     assert "up to date" in workspace.run("dvc", "status")
@@ -331,7 +375,7 @@ def test_a_fresh_clone_pulls_everything_and_completes_mlflow(workspace: Workspac
     workspace.run("git", "clone", "--quiet", str(workspace.folder), str(tmp_path / "clone"))
     clone = Workspace(tmp_path / "clone")
     output = clone.run("dvc", "repro", "--pull")
-    assert not stages_run(output) - {"compare"}
+    assert not stages_run(output) - {"compare", "health"}
     assert clone.read("dvc.lock") == workspace.read("dvc.lock")
     assert "13 runs added" in clone.pipeline("track")
 

@@ -14,8 +14,18 @@ from pipeline import plots
 def comparison_table(seeds: int) -> dict:
     runs = {str(seed): 50.0 + seed for seed in range(seeds)}
     summary = {"mean": 51.0, "std": 1.5 if seeds >= 3 else None, "runs": runs}
-    methods = {method: {"natural": summary, "pgd-20": summary} for method in ("at_pgd", "a_method_of_mine")}
-    return {"metrics": ["natural", "pgd-20"], "methods": methods, "seeds": list(range(seeds)), "test_examples": 500}
+    names = ("at_pgd", "a_method_of_mine")
+    methods = {method: {"natural": summary, "pgd-20": summary} for method in names}
+    table = {"metrics": ["natural", "pgd-20"], "methods": methods, "seeds": list(range(seeds)), "test_examples": 500}
+    costs = {method: dict.fromkeys(runs, 1000 * (place + 1)) for place, method in enumerate(names)}
+    return table | {"gradient_evaluations": costs}
+
+
+def tradeoff_table(seeds: int) -> dict:
+    """Robust accuracies from 40, natural ones from 50."""
+    table = comparison_table(seeds)
+    worst = {"runs": {str(seed): 40.0 + 2 * seed for seed in range(seeds)}}
+    return table | {"methods": {m: {**summary, "worst-case": worst} for m, summary in table["methods"].items()}}
 
 
 def histories(epochs: int) -> dict:
@@ -54,9 +64,22 @@ def surface(height: float) -> np.ndarray:
     return height * (axis[:, None] ** 2 + np.abs(axis[None, :]))
 
 
+def crossings(methods: list[str]) -> tuple[np.ndarray, list[str], list[str], list[str]]:
+    """Accuracies of an attack of every model on every other, and of the generators of the last method's."""
+    cells = [f"{method}-{seed}" for method in methods for seed in (0, 3)]
+    accuracies = 40 + np.arange(2.0 * len(cells) ** 2).reshape(2, len(cells), len(cells)) % 37
+    accuracies[1, :-2] = np.nan
+    return accuracies, ["pgd-20", "generator"], cells, cells
+
+
 FIGURES: dict[str, Callable[[Path], None]] = {
+    "health": lambda path: plots.health(RADII, checks(False), path),
+    "health of healthy runs": lambda path: plots.health(RADII, checks(True), path),
+    "health, not measured": lambda path: plots.health({("adt_exp", 0): {}, ("adt_exp", 1): {}}, checks(None), path),
     "comparison": lambda path: plots.comparison(comparison_table(3), path),
     "comparison of one seed": lambda path: plots.comparison(comparison_table(1), path),
+    "tradeoff": lambda path: plots.tradeoff(tradeoff_table(3), path),
+    "tradeoff of one seed": lambda path: plots.tradeoff(tradeoff_table(1), path),
     "curves": lambda path: plots.curves(histories(4), SELECTED, path),
     "curves of one epoch": lambda path: plots.curves(histories(1), SELECTED, path),
     "ablation": lambda path: plots.ablation(ablation_rows([0.0, 0.01, 10.0]), "pgd-20", path),
@@ -66,10 +89,25 @@ FIGURES: dict[str, Callable[[Path], None]] = {
     "landscape": lambda path: plots.landscape(
         np.linspace(-2, 2, 5), {"at_pgd": surface(1.0), "adt_exp": surface(0.5)}, 50, 0, path
     ),
+    "transfer": lambda path: plots.transfer(*crossings(["at_pgd", "adt_exp_am"]), path),
+    "transfer of many models": lambda path: plots.transfer(*crossings([f"method_{n}" for n in range(9)]), path),
+    "transfer of one model": lambda path: plots.transfer(
+        np.full((1, 1, 1), 50.0), ["pgd-20"], ["mine-0"], ["mine-0"], path
+    ),
     "landscape of one method": lambda path: plots.landscape(
         np.linspace(-2, 2, 5), {"at_pgd": surface(1e-4)}, 1, 7, path
     ),
 }
+
+
+def checks(passed: bool | None) -> dict:
+    """What health.json says of two runs of a method, in whose one check the second one is as given."""
+    verdicts = [{"figure": 0.25, "passed": True}, {"figure": None if passed is None else 0.5, "passed": passed}]
+    cells = {"adt_exp": {str(seed): {"steps": verdict} for seed, verdict in enumerate(verdicts)}}
+    return {"checks": {"steps": {"passes": "at most 0.3"}}, "cells": cells}
+
+
+RADII = {("adt_exp", seed): {"0.5": 0.9, "1": 0.4 - seed / 10, "8": 0.0} for seed in (0, 1)}
 
 
 @pytest.fixture
@@ -111,6 +149,17 @@ def test_one_run_is_not_said_to_have_a_deviation(drawn: list[Figure], tmp_path: 
     assert "deviation" not in drawn[0].axes[0].get_title()
 
 
+def test_the_tradeoff_has_a_point_a_run_and_one_for_their_mean(drawn: list[Figure], tmp_path: Path) -> None:
+    plots.tradeoff(tradeoff_table(3), tmp_path / "figure.png")
+    points = [[list(zip(*line.get_data(), strict=True)) for line in axes.get_lines()] for axes in drawn[0].axes]
+    cost, natural = points
+    assert cost[:2] == [[(1000, 40), (1000, 42), (1000, 44)], [(1000, 42)]]
+    assert cost[2:] == [[(2000, 40), (2000, 42), (2000, 44)], [(2000, 42)]]
+    assert natural[:2] == [[(50, 40), (51, 42), (52, 44)], [(51, 42)]]
+    assert drawn[0].axes[0].get_xscale() == "log"
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["AT_PGD", "a_method_of_mine"]
+
+
 def test_curves_ring_the_selected_epoch(drawn: list[Figure], tmp_path: Path) -> None:
     plots.curves(histories(4), {"at_pgd": {"0": 3, "3": 2}, "adt_exp": {"0": 4}}, tmp_path / "figure.png")
     rings = [
@@ -135,3 +184,44 @@ def test_landscapes_share_one_scale_that_holds_every_loss(drawn: list[Figure], t
     assert np.array_equal(first, second)
     assert first[0] <= 0 and first[-1] >= surfaces["at_pgd"].max()
     assert [axes.get_title() for axes in drawn[0].axes[:2]] == ["AT_PGD", "ADT_EXP"]
+
+
+def test_the_maps_of_transfer_share_one_scale_and_frame_a_model_under_its_own_attack(
+    drawn: list[Figure], tmp_path: Path
+) -> None:
+    accuracies, attacks, sources, targets = crossings(["at_pgd", "adt_exp_am"])
+    plots.transfer(accuracies, attacks, sources, targets, tmp_path / "figure.png")
+    maps = drawn[0].axes[:2]
+    assert [axes.get_title() for axes in maps] == attacks
+    assert [tick.get_text() for tick in maps[0].get_xticklabels()] == [
+        "AT_PGD 0",
+        "AT_PGD 3",
+        "ADT_EXP-AM 0",
+        "ADT_EXP-AM 3",
+    ]
+    assert [tick.get_text() for tick in maps[1].get_yticklabels()] == ["ADT_EXP-AM 0", "ADT_EXP-AM 3"]
+    for axes, values in zip(maps, (accuracies[0], accuracies[1, 2:]), strict=True):
+        assert axes.images[0].get_clim() == (np.nanmin(accuracies), np.nanmax(accuracies))
+        assert np.array_equal(axes.images[0].get_array(), values)
+        assert [text.get_text() for text in axes.texts] == [f"{value:.1f}" for value in values.flat]
+    centres = [[tuple(np.round(patch.get_center(), 6)) for patch in axes.patches] for axes in maps]
+    assert centres == [[(0, 0), (1, 1), (2, 2), (3, 3)], [(2, 0), (3, 1)]]
+
+
+def test_the_maps_of_many_models_have_no_numbers(drawn: list[Figure], tmp_path: Path) -> None:
+    plots.transfer(*crossings([f"method_{n}" for n in range(9)]), tmp_path / "figure.png")
+    assert not drawn[0].axes[0].texts
+
+
+@pytest.mark.parametrize("passed, said", [(True, "0.5"), (False, "0.5"), (None, "?")])
+def test_a_check_that_fails_or_is_unknown_stands_out_from_one_that_passes(
+    passed: bool | None, said: str, drawn: list[Figure], tmp_path: Path
+) -> None:
+    plots.health(RADII, checks(passed), tmp_path / "figure.png")
+    curves, table = drawn[0].axes
+    shades = np.asarray(table.images[0].get_array())
+    assert np.array_equal(shades[0, 0], [1.0, 1.0, 1.0]) and shades.dtype.kind == "f"
+    assert np.array_equal(shades[1, 0], shades[0, 0]) == (passed is True)
+    assert [text.get_text() for text in table.texts] == ["0.25", said]
+    assert [pytest.approx(line.get_ydata()) for line in curves.get_lines()] == [[90, 40, 0], [90, 30, 0]]
+    assert "\u2264 0.3" in table.get_xticklabels()[0].get_text()

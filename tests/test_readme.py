@@ -59,3 +59,18 @@ def test_the_table_of_speeds_is_the_recorded_one() -> None:
         for row in recorded
     ]
     assert shown == held
+
+
+def test_the_table_of_defences_is_the_recorded_one() -> None:
+    recorded = json.loads((ROOT / "benchmarks/results/defences-cpu.json").read_text())["rows"]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines()]
+    header = rows.index(["defence", "PGD-20, %", "worst case, %", "failed checks"])
+    shown = rows[header + 2 : header + 10]
+    for row, name in zip(shown, dict.fromkeys(found["defence"] for found in recorded), strict=True):
+        found = [run for run in recorded if run["defence"] == name]
+        for place, attack in ((1, "pgd-20"), (2, "worst-case")):
+            values = [run["accuracies"][attack] for run in found if run["accuracies"]]
+            assert row[place] == (f"{sum(values) / len(values):.1f}" if values else ""), name
+        every = set.intersection(*(set(run["failed"]) for run in found))
+        always = row[3].split(";")[0] if not row[3].startswith("none") else ""
+        assert {check for check in always.split(", ") if check} == every, name

@@ -207,6 +207,33 @@ def test_killed_at_random_instants_a_method_ends_with_the_same_bits(method: str,
     assert not workspace.unfinished()
 
 
+def test_killed_after_every_attack_an_evaluation_repeats_none_and_ends_with_the_same_bits(
+    workspace, uninterrupted
+) -> None:
+    expected, _ = uninterrupted(ATTACKED)
+    workspace.run("train", ATTACKED)
+    finished: dict[Path, int] = {}
+
+    def columns() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (workspace.folder / ".work/attack").rglob("*.npz")}
+
+    starts = 0
+    while (process := workspace.start("attack", ATTACKED)).poll() is None:
+        starts += 1
+        while process.poll() is None and len(columns()) <= len(finished):
+            time.sleep(0.001)
+        process.kill()
+        errors = process.communicate()[1]
+        assert process.returncode in (0, KILLED), errors
+        assert columns().items() >= finished.items(), "an attack that was finished was made again"
+        finished = columns()
+        if process.returncode == 0:
+            break
+    assert starts > 3, "nothing was interrupted"
+    assert workspace.results() == expected
+    assert columns() == finished
+
+
 def test_a_kill_inside_a_write_costs_no_more_than_what_was_being_written(workspace, uninterrupted) -> None:
     """One training, killed time and again, in all places where files change."""
     method, (expected, _) = "adt_imp_am", uninterrupted("adt_imp_am")

@@ -1,7 +1,13 @@
 """MLflow as a mirror: complete, without repetition, whatever happened on the way."""
 
+import hashlib
+import json
 import os
+import shutil
+import socket
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,72 +15,23 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from small_workspace import attacked, description, finished, make, training
 
-from pipeline import live, presets, tracking
-from pipeline.files import digest_file, write_csv, write_json, write_text
-from pipeline.verdicts import Column, Verdicts
+from pipeline import live, params, tracking
+from pipeline.errors import UserError
+from pipeline.files import digest_file, read_json, write_json, write_text
+from pipeline.tracking.superseding import CURRENT
 
-EPOCHS = 3
-NAMES = ("natural", "pgd-3")
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty workspace with one method and three seeds in its matrix, and a database of its own."""
-    text = presets.render("smoke", ["matrix.methods=[at_pgd]", "matrix.seeds=[0, 1, 2]"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    Path("params.yaml").write_text(text)
+    make()
     return tmp_path
-
-
-def description(seed: int) -> dict[str, Any]:
-    return {
-        "key": f"{seed:064x}",
-        "method": "at_pgd",
-        "seed": seed,
-        "data": {"name": "digits", "sha256": "ab" * 32},
-        "threat": {"set": "linf", "eps": 0.2},
-        "model": {"name": "small_cnn", "widths": [4], "unshuffle": 1},
-        "train": {"epochs": EPOCHS, "optimizer": {"lr": 0.1}, "selection": {"steps": 2}},
-        "method_params": {"steps": 2, "step_size": 0.1},
-        "code": "cd" * 32,
-    }
-
-
-def write_history(folder: Path, epochs: int) -> None:
-    rows = [{"epoch": e, "entropy": None, "val_natural": 0.9, "val_robust": e / 10} for e in range(1, epochs + 1)]
-    write_csv(folder / "history.csv", rows, ["epoch", "entropy", "val_natural", "val_robust"])
-
-
-def training(seed: int, epochs: int, pid: int | None = None) -> Path:
-    """The files of a training under way, in the process `pid` (this one, so alive)."""
-    folder = live.WORK / "train" / str(seed)
-    write_text(folder / "pid", str(pid or os.getpid()))
-    write_json(folder / "run.json", description(seed))
-    write_history(folder, epochs)
-    return folder
-
-
-def finished(seed: int) -> Path:
-    """The files of a finished training."""
-    folder = Path(f"runs/at_pgd/seed-{seed}")
-    names = ("gradient_evaluations", "gradient_evaluations_per_example_and_epoch", "classifier_parameters")
-    write_json(folder / "run.json", description(seed) | dict.fromkeys(names, 7))
-    write_history(folder, EPOCHS)
-    (folder / "model.safetensors").write_bytes(f"weights {seed}".encode())
-    write_json(folder / "metrics.json", {"selected_epoch": 2})
-    return folder
-
-
-def attacked(seed: int, broken: int, checkpoint: str | None = None) -> None:
-    """A verdict table of ten examples, of which PGD breaks `broken`."""
-    column = Column(np.arange(10) < broken, np.zeros(10, np.float32), np.zeros(10, np.float32))
-    natural = Column(np.zeros(10, bool), column.margin, column.norm)
-    identity = checkpoint or digest_file(Path(f"runs/at_pgd/seed-{seed}/model.safetensors"))
-    columns = dict(zip(NAMES, (natural, column), strict=True))
-    table = Verdicts.join(columns, np.zeros(10, np.int64), np.arange(10), identity)
-    table.save(Path(f"verdicts/at_pgd/seed-{seed}.npz"))
 
 
 def runs() -> dict[str, Any]:
@@ -192,7 +149,7 @@ def test_a_sync_that_dies_anywhere_is_completed_by_the_next(monkeypatch: pytest.
 
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, broken_call, die)
-        with pytest.raises(MlflowException):
+        with pytest.raises(UserError, match="MLflow at"):
             tracking.sync()
     tracking.sync()
     run = runs()["at_pgd seed 0"]
@@ -221,7 +178,273 @@ def test_a_server_that_is_away_loses_nothing(monkeypatch: pytest.MonkeyPatch) ->
     finished(0)
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-        with pytest.raises(MlflowException):
+        with pytest.raises(UserError, match="MLflow at"):
             tracking.sync()
     tracking.sync()
     assert steps(runs()["at_pgd seed 0"]) == [1, 2, 3]
+
+
+def test_runs_of_different_methods_have_the_same_parameters() -> None:
+    """What a method does not have is "-", so that MLflow's compare page has no gap and no "unknown"."""
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("  - at_pgd\n", "  - at_pgd\n  - adt_exp\n"))
+    assert len(params.load().matrix.methods) == 2
+    finished(0)
+    other = description(0, generation=1) | {
+        "method": "adt_exp",
+        "method_params": {"lam": 0.1, "steps": 2, "hinge": None},
+    }
+    shutil.copytree("runs/at_pgd", "runs/adt_exp")
+    write_json(Path("runs/adt_exp/seed-0/run.json"), read_json(Path("runs/at_pgd/seed-0/run.json")) | other)
+    tracking.sync()
+    point, spread = (runs()[name].data.params for name in ("at_pgd seed 0", "adt_exp seed 0"))
+    assert point.keys() == spread.keys() and runs()["at_pgd"].data.params.keys() == runs()["adt_exp"].data.params.keys()
+    assert (point["lam"], spread["lam"], spread["step_size"]) == ("-", "0.1", "-")
+    differing = sorted(name for name in point if point[name] != spread[name])
+    assert differing[:2] == ["lam", "method"], "the first axes that the page shows"
+
+
+# What DVC says
+
+
+def lock(stage: str, files: list[str], params: dict[str, Any] | None = None) -> None:
+    """A dvc.lock with one stage whose outputs are these files as they are now."""
+    outs = [{"path": file, "md5": hashlib.md5(Path(file).read_bytes()).hexdigest()} for file in files]
+    entry = {"cmd": "x", "deps": [{"path": "code.py", "md5": "0"}], "params": {"params.yaml": params or {}}}
+    Path("dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": {stage: entry | {"outs": outs}}}))
+
+
+def test_a_run_carries_its_stage_and_the_md5_of_its_outputs_once_dvc_has_recorded_them() -> None:
+    finished(0)
+    tracking.sync()
+    assert not [tag for tag in runs()["at_pgd seed 0"].data.tags if tag.startswith("dvc.")]
+    files = [f"runs/at_pgd/seed-0/{name}" for name in ("run.json", "model.safetensors")]
+    lock("train@at_pgd-0", files)
+    assert "0 runs added, 1 updated" in tracking.sync()
+    tags = runs()["at_pgd seed 0"].data.tags
+    assert tags["dvc.train"] == "train@at_pgd-0"
+    assert tags[f"dvc.md5.{files[1]}"] == hashlib.md5(b"weights 0 0").hexdigest()
+
+
+def test_a_record_of_dvc_that_is_of_other_files_is_not_believed() -> None:
+    finished(0)
+    lock("train@at_pgd-0", ["runs/at_pgd/seed-0/run.json"])
+    finished(0, generation=1)
+    tracking.sync()
+    assert "dvc.train" not in runs()["at_pgd seed 0"].data.tags
+
+
+# Studies
+
+
+def lambda_table(rows: list[str]) -> None:
+    header = "lam,seed,val_robust,natural,pgd-3,worst-case,entropy\n"
+    write_text(Path("results/ablation/lambda.csv"), header + "\n".join(rows) + "\n")
+
+
+GRID = ["0,0,0.5,0.98,0.6,0.5,-2", "0,1,0.6,0.96,0.6,0.6,-2", "0.1,0,0.7,0.9,0.6,0.5,-1", "0.1,1,0.6,0.8,0.7,0.7,-1"]
+
+
+def test_a_study_is_a_parent_with_a_child_a_trial_once() -> None:
+    lambda_table(GRID)
+    assert "5 runs added" in tracking.sync()
+    assert "0 runs added, 0 updated" in tracking.sync()
+    found = runs()
+    parent, trial = found["lambda study"], found["lambda study: lam 0.1 seed 1"]
+    assert trial.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert trial.data.params == {"method": "adt_exp", "lam": "0.1", "seed": "1"}
+    assert trial.data.metrics == {
+        "val_robust": 0.6, "test_natural": 80, "test_pgd-3": 70, "test_worst-case": 70, "entropy": -1,
+    }  # fmt: skip
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+
+
+def test_the_parent_of_a_study_shows_the_point_that_validation_chose() -> None:
+    lambda_table(GRID)
+    tracking.sync()
+    parent = runs()["lambda study"]
+    assert parent.data.params["lam"] == "0.1"
+    assert parent.data.metrics["val_robust"] == pytest.approx(0.65)
+    assert parent.data.metrics["test_natural"] == pytest.approx(85)
+
+
+def test_a_study_gets_its_settings_from_dvcs_record_and_stays_the_same_study() -> None:
+    lambda_table(GRID)
+    tracking.sync()
+    lock("ablation", ["results/ablation/lambda.csv"], {"ablation": {"epochs": 4}})
+    assert "0 runs added" in tracking.sync()
+    parent = runs()["lambda study"]
+    assert parent.data.params["epochs"] == "4" and parent.data.tags["dvc.stage"] == "ablation"
+
+
+def test_degeneracy_is_a_study_of_two_methods_whose_parent_has_the_mean_agreements() -> None:
+    header = "method,seed,natural,pgd-3,worst-case,agreement_with_at_pgd,agreement_of_at_pgd_seeds"
+    rows = [
+        "at_pgd,0,1,0.6,0.6,,0.9",
+        "at_pgd,1,1,0.6,0.6,,0.8",
+        "adt_exp,0,1,0.5,0.5,0.7,",
+        "adt_exp,1,1,0.5,0.5,0.5,",
+    ]
+    write_text(Path("results/degeneracy/accuracy.csv"), "\n".join([header, *rows]) + "\n")
+    tracking.sync()
+    assert runs()["degeneracy"].data.metrics == {
+        "agreement_of_at_pgd_seeds": pytest.approx(0.85),
+        "agreement_with_at_pgd": pytest.approx(0.6),
+    }
+    assert runs()["degeneracy: adt_exp seed 1"].data.params == {"method": "adt_exp", "seed": "1"}
+
+
+# Health
+
+
+def examined(seed: int, *failed: str) -> None:
+    checkpoint = digest_file(Path(f"runs/at_pgd/seed-{seed}/model.safetensors"))
+    write_json(Path(f"probes/at_pgd/seed-{seed}.json"), {"checkpoint": checkpoint})
+    checks = {name: {"figure": 0.25, "passed": name not in failed} for name in ("repeatable", "gradients")}
+    checks["unbounded"] = {"figure": None, "passed": None}
+    write_json(Path("results/health.json"), {"cells": {"at_pgd": {str(seed): checks}}})
+
+
+@pytest.mark.parametrize(("failed", "told"), [((), "passed"), (("gradients",), "gradients")])
+def test_the_health_of_a_run_is_figures_and_a_tag(failed: tuple[str, ...], told: str) -> None:
+    finished(0)
+    examined(0, *failed)
+    tracking.sync()
+    run = runs()["at_pgd seed 0"]
+    assert run.data.tags["health"] == told
+    assert {k: v for k, v in run.data.metrics.items() if k.startswith("health")} == {
+        "health_repeatable": 0.25,
+        "health_gradients": 0.25,
+    }
+    assert "0 updated" in tracking.sync()
+
+
+def test_the_health_of_an_earlier_checkpoint_is_not_this_runs() -> None:
+    finished(0)
+    examined(0)
+    finished(0, generation=1)
+    tracking.sync()
+    assert "health" not in runs()["at_pgd seed 0"].data.tags
+
+
+# Yesterday's runs
+
+
+def superseded() -> dict[str, list[str]]:
+    """Key of every run by name: those that the documented filter hides."""
+    client = MlflowClient(tracking.tracking_uri())
+    experiment = client.get_experiment_by_name("smoke").experiment_id
+    every = {run.info.run_id: run for run in client.search_runs([experiment])}
+    shown = {run.info.run_id for run in client.search_runs([experiment], CURRENT)}
+    hidden: dict[str, list[str]] = {}
+    for run_id in every.keys() - shown:
+        hidden.setdefault(every[run_id].info.run_name, []).append(every[run_id].data.tags["adt.key"])
+    return hidden
+
+
+def test_a_run_is_superseded_when_a_newer_one_of_its_seed_is_finished_and_current_again_when_set_back() -> None:
+    finished(0)
+    finished(1)
+    tracking.sync()
+    assert superseded() == {}
+    finished(0, generation=1)
+    tracking.sync()
+    assert superseded()["at_pgd seed 0"] == [description(0)["key"]] and "at_pgd seed 1" not in superseded()
+    finished(0)
+    tracking.sync()
+    assert superseded()["at_pgd seed 0"] == [description(0, generation=1)["key"]]
+
+
+def test_a_training_under_way_supersedes_nothing() -> None:
+    finished(0)
+    tracking.sync()
+    for file in Path("runs/at_pgd/seed-0").iterdir():
+        file.unlink()
+    training(0, 1, generation=1)
+    tracking.sync()
+    assert superseded() == {}
+
+
+def test_the_trials_of_a_superseded_study_go_with_it() -> None:
+    lambda_table(GRID)
+    tracking.sync()
+    lambda_table(GRID[:2])
+    tracking.sync()
+    assert {name: len(keys) for name, keys in superseded().items()} == {
+        "lambda study": 1,
+        **{f"lambda study: lam {lam} seed {seed}": 1 for lam in ("0", "0.1") for seed in (0, 1)},
+    }
+
+
+def test_runs_of_another_workspace_on_a_shared_server_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri())
+    finished(0)
+    tracking.sync()
+    (live.WORK / "workspace").unlink()
+    finished(0, generation=1)
+    tracking.sync()
+    assert superseded() == {}
+
+
+# One run a key
+
+
+def test_a_run_that_a_dying_server_created_twice_is_one_again() -> None:
+    finished(0)
+    tracking.sync()
+    client = MlflowClient(tracking.tracking_uri())
+    first = runs()["at_pgd seed 0"]
+    tags = {name: first.data.tags[name] for name in ("adt.key", "adt.kind", "adt.workspace")}
+    client.create_run(first.info.experiment_id, None, tags | {"adt.created": "9e9"}, "at_pgd seed 0")
+    tracking.sync()
+    assert runs()["at_pgd seed 0"].info.run_id == first.info.run_id
+
+
+# Training does not wait
+
+
+def test_training_does_not_know_the_tracker() -> None:
+    code = "import sys, stages.train; print(sorted({'mlflow', 'pipeline.tracking'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_server_that_never_answers_delays_no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The follower is a process of its own: a stage starts it and goes on."""
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **kind: started.append((command, kind)))
+    monkeypatch.setenv(live.SWITCH, "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        with live.presence():
+            training(0, 1)
+        assert time.monotonic() - began < 1
+    [(command, kind)] = started
+    assert command[1:] == ["-m", "pipeline", "track", "--follow"] and kind["start_new_session"]
+
+
+def test_the_first_use_of_an_empty_database_may_be_by_several_processes(tmp_path: Path) -> None:
+    """Two workspaces, one database: MLflow's tables are made once."""
+    database = f"sqlite:///{tmp_path / 'shared.db'}"
+    code = "from pipeline import tracking; tracking.sync()"
+    started = []
+    for seed in (0, 1):
+        folder = tmp_path / f"workspace-{seed}"
+        folder.mkdir()
+        os.chdir(folder)
+        make(database=False)
+        finished(seed)
+        environment = os.environ | {"MLFLOW_TRACKING_URI": database, "PYTHONPATH": str(ROOT)}
+        started.append(subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], env=environment))
+    assert [process.wait() for process in started] == [0, 0]
+    found = MlflowClient(database).search_runs([MlflowClient(database).get_experiment_by_name("smoke").experiment_id])
+    assert sorted(run.info.run_name for run in found) == ["at_pgd", "at_pgd seed 0", "at_pgd seed 1"]
+
+
+@pytest.mark.parametrize("password", ["", ":secret"])
+def test_an_error_tells_where_but_no_password(monkeypatch: pytest.MonkeyPatch, password: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me{password}@127.0.0.1:9")
+    with pytest.raises(UserError, match="MLflow at http://me.*no answer") as caught:
+        tracking.sync()
+    assert "secret" not in str(caught.value)

@@ -15,8 +15,8 @@ from torch.optim import Adam, Optimizer
 
 from pipeline.adversaries.base import Adversary, Samples, repeat
 from pipeline.adversaries.entropy import latent_code_length, reverse_gradient
-from pipeline.adversaries.explicit import sample
 from pipeline.ascent import EVALUATING, Inner, autocast, frozen, input_gradient
+from pipeline.distribution import sample
 from pipeline.losses import cross_entropy
 from pipeline.models.encoder import Encoder
 from pipeline.models.generator import Generator

@@ -12,7 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.ascent import Ascent, Loss
+from pipeline.attacks.auto import PARTS, AutoAttack
+from pipeline.attacks.distribution import ExplicitDistribution
+from pipeline.attacks.fea import Fea
 from pipeline.attacks.spsa import Spsa
+from pipeline.data.store import Split
 from pipeline.errors import UserError
 from pipeline.losses import carlini_wagner, cross_entropy, margin
 from pipeline.perturbation import PerturbationSet
@@ -21,7 +25,7 @@ from pipeline.seeding import Noise
 if TYPE_CHECKING:
     from pipeline.params import Attack as Settings
 
-GRADIENT_FAMILIES = ("fgsm", "pgd", "mim", "cw")
+GRADIENT_FAMILIES = ("fgsm", "pgd", "mim", "cw")  # one loop, which may run in low precision
 # (model, x, labels, perturbations, noise) to attacked images; the caller freezes the model.
 Perturb = Callable[[nn.Module, Tensor, Tensor, PerturbationSet, Noise], Tensor]
 
@@ -65,26 +69,36 @@ class Attack:
         return (ascent.first_broken if self.any_iterate else ascent.last)(model, x, labels, start)
 
 
-def compose(settings: "Settings", eps: float) -> Perturb:
+def compose(settings: "Settings", eps: float, pool: Split) -> Perturb:
     """The attack that `settings` describes, in a set of radius `eps`.
 
     fgsm: one step of size eps from the image itself (Goodfellow et al. 2015). pgd:
     steps on the cross-entropy from a random start (Madry et al. 2018). mim: the same
     with a running gradient (Dong et al. 2018). cw: the same on the C&W margin loss.
-    Random starts for these three, as in ADT's released evaluation. spsa: no gradients, but
-    estimates of them from pairs of evaluations (Uesato et al. 2018). Any other family is the
-    import path of a user's own attack, called with `options` as keyword arguments.
+    Random starts for these three, as in ADT's released evaluation. fea: towards the features of
+    images of other classes, which it takes from `pool`. adt_exp: samples of the explicit
+    adversarial distribution. spsa: no gradients, but estimates of them from pairs of evaluations
+    (Uesato et al. 2018). autoattack: Croce and Hein 2020, or some of its parts. Any other
+    family is the import path of a user's own attack, called with `options` as keyword arguments.
     """
     if ":" in settings.family:
         return partial(own(settings.family), **settings.options or {})
-    if settings.family == "fgsm":
-        return Attack(cross_entropy, steps=1, step_size=eps, random_start=False)
-    if settings.family == "spsa":
-        return _spsa(settings)
-    loss: Loss = cross_entropy
-    if settings.family == "cw":
-        loss = partial(carlini_wagner, confidence=settings.confidence)
-    assert settings.step_size is not None
+    build = {
+        "fgsm": lambda: Attack(cross_entropy, steps=1, step_size=eps, random_start=False),
+        "pgd": lambda: _iterated(settings, cross_entropy),
+        "mim": lambda: _iterated(settings, cross_entropy),
+        "cw": lambda: _iterated(settings, partial(carlini_wagner, confidence=settings.confidence)),
+        "fea": lambda: Fea(settings.steps, settings.step_size, settings.targets, pool),
+        "adt_exp": lambda: ExplicitDistribution(
+            settings.steps, settings.samples, settings.step_size, settings.lam, settings.draws
+        ),
+        "spsa": lambda: Spsa(settings.steps, settings.step_size, settings.samples, settings.sigma),
+        "autoattack": lambda: AutoAttack(settings.steps, settings.queries, tuple(settings.parts or PARTS)),
+    }
+    return build[settings.family]()
+
+
+def _iterated(settings: "Settings", loss: Loss) -> Attack:
     return Attack(
         loss,
         settings.steps,
@@ -94,11 +108,6 @@ def compose(settings: "Settings", eps: float) -> Perturb:
         restarts=settings.restarts,
         any_iterate=settings.rule == "any",
     )
-
-
-def _spsa(settings: "Settings") -> Spsa:
-    assert settings.step_size is not None and settings.samples is not None and settings.sigma is not None
-    return Spsa(settings.steps, settings.step_size, settings.samples, settings.sigma)
 
 
 def own(family: str) -> Perturb:

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import UserError
+from pipeline.params.attack import FAMILIES, NORM_FAMILIES, REPEATABLE, Attack
 from pipeline.params.base import Count, Key, Positive, Section, Seed
-from pipeline.params.evaluation import FAMILIES, Ablation, Attack, Comparison, Degeneracy, Evaluation, Landscape
+from pipeline.params.evaluation import Evaluation, Health, Transfer
 from pipeline.params.methods import (
     Amortized,
     AmortizedImplicit,
@@ -27,6 +28,7 @@ from pipeline.params.methods import (
     Standard,
     Trades,
 )
+from pipeline.params.studies import Ablation, Comparison, Degeneracy, Landscape
 from pipeline.params.training import Augmentation, Model, Optimizer, Schedule, Selection, Train
 from pipeline.yaml_files import read_yaml
 
@@ -43,6 +45,7 @@ __all__ = [
     "FAMILIES",
     "FastGradientSign",
     "FeatureScatter",
+    "Health",
     "Landscape",
     "Method",
     "MethodName",
@@ -52,12 +55,14 @@ __all__ = [
     "Params",
     "Runtime",
     "ProjectedGradient",
+    "REPEATABLE",
     "Schedule",
     "Selection",
     "Standard",
     "Threat",
     "Trades",
     "Train",
+    "Transfer",
     "keys_at",
     "load",
     "parse",
@@ -134,12 +139,15 @@ class Params(Section):
     methods: Methods
     matrix: Matrix
     evaluation: Evaluation
+    transfer: Transfer
+    health: Health
     landscape: Landscape
     ablation: Ablation
     degeneracy: Degeneracy
     comparison: Comparison
     verification: Verification
     runtime: Runtime
+    _left_out: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Params":
@@ -148,13 +156,43 @@ class Params(Section):
                 f"comparison.reference: {self.comparison.reference!r} is not one of matrix.methods"
                 f" ({', '.join(self.matrix.methods)})"
             )
-        for section, attack in (("ablation", self.ablation.attack), ("degeneracy", self.degeneracy.attack)):
+        named = [("health.base", self.health.base)]
+        for section in ("ablation", "degeneracy", "transfer"):
+            named += [(f"{section}.attacks", name) for name in getattr(self, section).attacks]
+        for key, attack in named:
             if attack not in self.evaluation.attacks:
                 raise ValueError(
-                    f"{section}.attack: {attack!r} is not one of evaluation.attacks"
-                    f" ({', '.join(self.evaluation.attacks)})"
+                    f"{key}: {attack!r} is not one of evaluation.attacks ({', '.join(self.evaluation.attacks)})"
                 )
+        if self.evaluation.attacks[self.health.base].family != "pgd":
+            raise ValueError(f"health.base: {self.health.base!r} is not of family pgd")
+        for name in self.health.attacks:
+            if name in self.evaluation.attacks:
+                raise ValueError(f"health.attacks: {name!r} is one of evaluation.attacks already")
         return self
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The attacks that `defined` took away."""
+        return self._left_out
+
+    def defined(self) -> "Params":
+        """The same parameters without the attacks that are not defined in a set of the user's own.
+
+        `ValidationError` where a key that needs one of them names it.
+        """
+        attacks = {**self.evaluation.attacks, **self.health.attacks}
+        left_out = tuple(name for name, attack in attacks.items() if attack.family in NORM_FAMILIES)
+        if self.threat.set in ("linf", "l2") or not left_out:
+            return self
+        changes: dict[str, Any] = {}
+        for name in ("evaluation", "health"):
+            section = getattr(self, name)
+            kept = {attack: settings for attack, settings in section.attacks.items() if attack not in left_out}
+            changes[name] = section.model_copy(update={"attacks": kept})
+        checked = type(self).model_validate(self.model_copy(update=changes).model_dump(by_alias=True))
+        checked._left_out = left_out
+        return checked
 
     def method(self, name: str) -> Method:
         """The parameters of one training method."""
@@ -167,11 +205,11 @@ def load(path: Path = PARAMS_FILE) -> Params:
 
 
 def parse(values: Any, source: str) -> Params:
-    """Check the content of a parameter file called `source`."""
+    """Check the content of a parameter file called `source`; attacks that are not defined in its set are left out."""
     if not isinstance(values, dict):
         raise UserError(f"{source}: expected keys and values, found {type(values).__name__}")
     try:
-        return Params.model_validate(values)
+        return Params.model_validate(values).defined()
     except ValidationError as error:
         raise UserError(f"{source}: {_first_problem(error)}") from None
 
@@ -208,7 +246,7 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section]:
     """The section that a dotted key leads to; `KeyError` or `TypeError` where it leads to a value or nowhere."""
     section: type[Section] = Params
     for part in location:
-        if section is Evaluation and part == "attacks":
+        if section in (Evaluation, Health) and part == "attacks":
             return Attack
         annotation = section.model_fields[str(part)].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, Section)):

@@ -1,60 +1,11 @@
-"""The sections that judge trained models: attacks, loss surfaces, the lambda study, the comparison."""
+"""The sections that judge trained models: attacks, transfer between models, and whether to believe the verdicts."""
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.params.base import Count, Key, NonNegative, Positive, Section, Seed
-from pipeline.params.methods import MethodName
-
-# The families of the catalogue, with the keys that each must have.
-FAMILIES: dict[str, set[str]] = {
-    "fgsm": set(),
-    "pgd": {"step_size"},
-    "mim": {"step_size", "momentum"},
-    "cw": {"step_size", "confidence"},
-    "spsa": {"step_size", "samples", "sigma"},
-}
-
-
-class Attack(Section):
-    """One attack of the catalogue with its parameters, or one of your own."""
-
-    family: str = Field(description="fgsm, pgd, mim, cw, spsa, or package.module:function of your own")
-    steps: Count = 1
-    step_size: Positive | None = Field(None, description="for fgsm: none, it is eps")
-    momentum: NonNegative | None = Field(None, description="decay of MIM's running gradient; others: none")
-    confidence: NonNegative | None = Field(None, description="margin of cw in logits; others: none")
-    samples: Annotated[int, Field(ge=2, multiple_of=2)] | None = Field(
-        None, description="model evaluations a step of spsa, in pairs; others: none"
-    )
-    sigma: Positive | None = Field(None, description="finite-difference step of spsa a pixel; others: none")
-    restarts: Count = Field(1, description="random starts tried on examples that still hold; fgsm and spsa have none")
-    rule: Literal["last", "any"] = Field("last", description="judge the last iterate, as released, or any of them")
-    options: dict[str, Any] | None = Field(None, description="keyword arguments of your own attack; others: none")
-
-    @model_validator(mode="after")
-    def _fits_family(self) -> "Attack":
-        own = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.family)
-        if not own and self.family not in FAMILIES:
-            raise ValueError(
-                f"family {self.family!r} should be {', '.join(FAMILIES)},"
-                " or the import path package.module:function of your own"
-            )
-        if self.options is not None and not own:
-            raise ValueError(f"family {self.family} takes no options")
-        if own and (self.steps, self.restarts, self.rule) != (1, 1, "last"):
-            raise ValueError("an attack of your own takes its parameters under options")
-        needed = FAMILIES.get(self.family, set())
-        for key in ("step_size", "momentum", "confidence", "samples", "sigma"):
-            if (getattr(self, key) is not None) != (key in needed):
-                raise ValueError(f"family {self.family} {'needs' if key in needed else 'takes no'} {key}")
-        if self.family == "fgsm" and (self.steps, self.restarts, self.rule) != (1, 1, "last"):
-            raise ValueError("family fgsm takes one step from the image itself: no steps, restarts or rule")
-        if self.family == "spsa" and (self.restarts, self.rule) != (1, "last"):
-            raise ValueError("family spsa goes from the image itself to where its label flips: no restarts or rule")
-        return self
+from pipeline.params.attack import Attack
+from pipeline.params.base import Count, Key, Positive, Section, Seed
 
 
 class Evaluation(Section):
@@ -75,55 +26,36 @@ class Evaluation(Section):
         return self
 
 
-class Landscape(Section):
-    """Loss surfaces around test images."""
+class Transfer(Section):
+    """Every trained model attacks every other."""
 
-    images: Count = Field(description="test images averaged over")
-    points: Annotated[int, Field(ge=3)] = Field(description="grid points a side (odd: the image itself is one)")
-    radius: Positive = Field(description="half width of the grid, in units of eps")
-
-
-class Ablation(Section):
-    """The lambda study: ADT_EXP trained for every (lambda, seed)."""
-
-    lams: Annotated[list[NonNegative], Field(min_length=1)]
-    seeds: Annotated[list[Seed], Field(min_length=1)]
-    epochs: Count
-    attack: Key = Field(description="attack of `evaluation.attacks` reported beside the worst case")
-    samples: Annotated[int, Field(ge=2)] = Field(description="draws an image for adversarial loss and diversity")
-
-    @model_validator(mode="after")
-    def _checked(self) -> "Ablation":
-        if 0 not in self.lams:
-            raise ValueError("lams must contain 0, the point that degenerates to adversarial training")
-        for name, values in (("lams", self.lams), ("seeds", self.seeds)):
-            if len(set(values)) != len(values):
-                raise ValueError(f"{name} must be distinct")
-        return self
+    attacks: Annotated[list[Key], Field(min_length=1)] = Field(
+        description="attacks of `evaluation.attacks` whose images, made on one model, are shown to the others"
+    )
+    draws: Count = Field(description="samples an image of the generators of adt_exp_am and adt_imp_am")
 
 
-class Degeneracy(Section):
-    """ADT_EXP with lambda = 0 beside AT_PGD: trained in full, then looked at on test images."""
+class Health(Section):
+    """Probes of every checkpoint that tell robustness from hidden gradients, and what a failure does."""
 
-    seeds: Annotated[list[Seed], Field(min_length=1)]
-    attack: Key = Field(description="attack of `evaluation.attacks` reported beside the worst case")
-    images: Count = Field(description="test images on which distributions are searched for")
-    lams: Annotated[list[NonNegative], Field(min_length=1)] = Field(description="lambda of these searches")
-    steps: Annotated[list[Count], Field(min_length=1)] = Field(description="inner steps of these searches")
-    samples: Annotated[int, Field(ge=2)] = Field(description="draws an image")
+    gate: Literal["warn", "stop"] = Field(description="what a failed check does to the pipeline")
+    images: Count = Field(description="test images probed, the first of the test set")
+    base: Key = Field(description="pgd attack of `evaluation.attacks` that the probes vary")
+    steps: Annotated[list[Count], Field(min_length=2)] = Field(description="numbers of steps, rising")
+    restarts: Annotated[list[Count], Field(min_length=2)] = Field(description="numbers of random starts, rising")
+    radii: Annotated[list[Positive], Field(min_length=2)] = Field(
+        description="radii, rising, in units of eps; the last should leave no image unbroken"
+    )
+    random_points: Count = Field(description="random points of the set tried an image")
+    attacks: dict[Key, Attack] = Field(
+        description="further attacks on these images; spsa and autoattack with parts [square] are the black boxes"
+    )
 
     @model_validator(mode="after")
-    def _checked(self) -> "Degeneracy":
-        for name, values in (("seeds", self.seeds), ("lams", self.lams), ("steps", self.steps)):
-            if len(set(values)) != len(values):
-                raise ValueError(f"{name} must be distinct")
-        if 0 not in self.lams:
-            raise ValueError("lams must contain 0, whose collapse is the question")
+    def _checked(self) -> "Health":
+        for name, values in (("steps", self.steps), ("restarts", self.restarts), ("radii", self.radii)):
+            if list(values) != sorted(set(values)):
+                raise ValueError(f"{name} must rise")
+        if not any(attack.is_black_box for attack in self.attacks.values()):
+            raise ValueError("attacks: needs a black box: family spsa, or family autoattack with parts [square]")
         return self
-
-
-class Comparison(Section):
-    """The comparison table."""
-
-    reference: MethodName = Field(description="method the others are paired with")
-    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(description="level of the intervals")
