@@ -13,6 +13,7 @@ from pipeline.studied import studies
 from pipeline.tracked import TrackedRun, finished_runs, result_files, setting_name, spread, unfinished_runs
 from pipeline.tracking import studying, superseding, training
 from pipeline.tracking.ledger import Ledger
+from pipeline.verdicts import WORST_CASE
 
 
 class Mirror:
@@ -52,7 +53,10 @@ class Mirror:
             training.complete(self.ledger, run, parents[run.parent_key], _lined_up(run.params(), self.p), results)
         for key, parent in parents.items():
             busy = any(run.parent_key == key and not run.checkpoint for run in runs)
-            self._summarise(parent, busy)
+            self._summarise(parent)
+            if not busy:
+                ended = [run.finished_ms for run in runs if run.parent_key == key]
+                self.ledger.finish(parent, max(filter(None, ended), default=None))
         for study in studies():
             studying.complete(self.ledger, study)
         if results:
@@ -62,15 +66,19 @@ class Mirror:
     def _parent(self, run: TrackedRun) -> Run:
         """The run of a method with given parameters, over all seeds."""
         shared = {name: value for name, value in run.params().items() if name != "seed"}
-        return self.ledger.ensure(run.method, run.parent_key, "method", _lined_up(shared, self.p))
+        return self.ledger.ensure(
+            run.method, run.parent_key, "method", _lined_up(shared, self.p), started_ms=run.started_ms
+        )
 
-    def _summarise(self, parent: Run, busy: bool) -> None:
+    def _summarise(self, parent: Run) -> None:
         """Mean and deviation over the matrix's seeds that are evaluated, on the parent."""
         mine = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
         wanted = {str(seed) for seed in self.p.matrix.seeds}
         runs = self.client.search_runs([self.experiment], mine, max_results=1000)
         runs = [r for r in runs if r.data.params["seed"] in wanted and "adt.verdicts" in r.data.tags]
         values = spread([{k: v for k, v in r.data.metrics.items() if k.startswith("test_")} for r in runs])
+        # MLflow's compare page opens on the metric that was logged first.
+        values = dict(sorted(values.items(), key=lambda metric: metric[0] != f"test_{WORST_CASE}"))
         seeds = ", ".join(sorted((r.data.params["seed"] for r in runs), key=int))
         new = {name: value for name, value in values.items() if parent.data.metrics.get(name) != value}
         if new:
@@ -78,8 +86,6 @@ class Mirror:
             self.client.log_batch(parent.info.run_id, metrics=[Metric(k, v, now, 0) for k, v in new.items()])
         told = bool(values) and self.ledger.set_tags(parent, {"seeds": seeds})
         self.ledger.updated += bool(new) or told
-        if not busy:
-            self.ledger.finish(parent)
 
     def _results(self) -> None:
         """One run a state of results/, with its tables and figures as artifacts."""
