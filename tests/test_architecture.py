@@ -156,6 +156,7 @@ HARMLESS = {
     "pipeline/params/base.py": "as above",
     "pipeline/params/evaluation.py": "as above",
     "pipeline/params/methods.py": "as above",
+    "pipeline/params/protocol.py": "as above",
     "pipeline/params/studies.py": "as above",
     "pipeline/params/training.py": "as above",
     "pipeline/yaml_files.py": "reads parameters; their values are dependencies under `params`",

@@ -14,6 +14,8 @@ from pipeline.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[1]
 SPSA = {"family": "spsa", "steps": 3, "step_size": 0.01, "samples": 256, "sigma": 0.001}
+# What the studies name, where a test has attacks of its own.
+NO_STUDIES = {f"{study}.attacks": ["pgd-20"] for study in ("ablation", "degeneracy", "transfer")}
 SQUARE = {"family": "autoattack", "queries": 10, "parts": ["square"]}
 
 
@@ -154,6 +156,28 @@ def test_files_that_are_not_parameters(tmp_path: Path, text: str, said: str, mon
         params.load()
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
+
+
+def test_released_stands_for_the_attack_of_that_name_at_the_radius_in_force() -> None:
+    """The authors' 8/255, 2/255 and 1/255: at their radius the released step sizes come out."""
+    names = ["fgsm", "pgd-10", "pgd-20", "pgd-100", "mim-20", "cw-30", "fea-50", "spsa"]
+    attacks = {name: "released" for name in names if name != "pgd-10"} | {
+        "pgd-10": {"family": "pgd", "steps": 10, "step_size": 0.1}
+    }
+    changes = {"threat.eps": 8 / 255, "evaluation.attacks": attacks, "health.attacks": {"square": SQUARE}}
+    p = params.parse(digits(**changes | NO_STUDIES), "params.yaml")
+    found = p.evaluation.attacks
+    assert [found[name].step_size for name in ("pgd-20", "mim-20", "cw-30")] == pytest.approx([2 / 255] * 3)
+    assert found["fea-50"] == params.Attack(family="fea", steps=50, step_size=found["fea-50"].step_size, targets=200)
+    assert found["fea-50"].step_size == pytest.approx(1 / 255) and found["fgsm"] == params.Attack(family="fgsm")
+    assert (found["spsa"].steps, found["spsa"].samples, found["spsa"].sigma) == (100, 256, 0.001)
+    assert found["pgd-10"].step_size == 0.1
+
+
+def test_released_is_refused_for_a_name_that_the_released_evaluation_does_not_have() -> None:
+    assert "'pgd-7' is not in the released evaluation; there are fgsm, pgd-20" in complaint(
+        **{"evaluation.attacks.pgd-7": "released"}
+    )
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), st.lists))

@@ -28,6 +28,7 @@ from pipeline.params.methods import (
     Standard,
     Trades,
 )
+from pipeline.params.protocol import fill_in
 from pipeline.params.studies import Ablation, Comparison, Degeneracy, Landscape
 from pipeline.params.training import Augmentation, Model, Optimizer, Schedule, Selection, Train
 from pipeline.yaml_files import read_yaml
@@ -148,6 +149,20 @@ class Params(Section):
     verification: Verification
     runtime: Runtime
     _left_out: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_attacks(cls, values: Any) -> Any:
+        """`released` in the place of an attack's parameters stands for those of the released evaluation."""
+        eps = values.get("threat", {}).get("eps") if isinstance(values.get("threat"), dict) else None
+        if not isinstance(eps, int | float):
+            return values  # what is wrong with it is said below
+        filled = dict(values)
+        for name in ("evaluation", "health"):
+            section = filled.get(name)
+            if isinstance(section, dict) and isinstance(section.get("attacks"), dict):
+                filled[name] = section | {"attacks": fill_in(section["attacks"], eps)}
+        return filled
 
     @model_validator(mode="after")
     def _consistent(self) -> "Params":

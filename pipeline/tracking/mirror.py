@@ -75,7 +75,7 @@ class Mirror:
         mine = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
         wanted = {str(seed) for seed in self.p.matrix.seeds}
         runs = self.client.search_runs([self.experiment], mine, max_results=1000)
-        runs = [r for r in runs if r.data.params["seed"] in wanted and "adt.verdicts" in r.data.tags]
+        runs = [r for r in runs if r.data.params.get("seed") in wanted and "adt.verdicts" in r.data.tags]
         values = spread([{k: v for k, v in r.data.metrics.items() if k.startswith("test_")} for r in runs])
         # MLflow's compare page opens on the metric that was logged first.
         values = dict(sorted(values.items(), key=lambda metric: metric[0] != f"test_{WORST_CASE}"))

@@ -19,6 +19,8 @@ from pipeline.errors import UserError
 
 ATTEMPTS = 6  # at the tables of a new PostgreSQL database, when others make them at the same moment
 
+SILENCE = ("Max retries exceeded", "timed out", "Connection broken", "Connection aborted", "Connection refused")
+
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or the workspace's own database, where a bare `mlflow ui` looks too."""
@@ -62,7 +64,7 @@ def answering() -> Iterator[None]:
         raise UserError(f"MLflow at {_shown()}: {error}; {driver}") from error
     except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
         reason = " ".join(str(error).split())
-        if "Max retries exceeded" in reason or "timed out" in reason or isinstance(error, requests.ConnectionError):
+        if any(sign in reason for sign in SILENCE):
             reason = "no answer; the files are safe, and `python -m pipeline track` completes the record later"
         raise UserError(f"MLflow at {_shown()}: {reason[:300]}") from error
 
