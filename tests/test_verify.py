@@ -1,13 +1,11 @@
 """Holding a reproduction against the record: to the byte on the same machine, by tolerance elsewhere."""
 
 import hashlib
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from math import sqrt
 from pathlib import Path
@@ -346,8 +344,7 @@ def test_the_command_ends_in_status_1_or_2(made: Recorded) -> None:
 def test_files_and_folders_are_hashed_as_dvc_hashed_them(committed: Callable[[str], bytes], tmp_path: Path) -> None:
     """The code that dvc.lock of the last commit names, taken from that commit."""
     done = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True)
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(tmp_path, filter="data")
+    subprocess.run(["tar", "-x", "-C", tmp_path], input=done.stdout, check=True)
     (tmp_path / "pipeline/models/__pycache__").mkdir()
     (tmp_path / "pipeline/models/__pycache__/x.pyc").write_text("")
     stages = parse_text(committed("dvc.lock").decode(), "dvc.lock")["stages"]
