@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline import gauges
 from pipeline.files import read_json, write_json, write_text
 
 WORK = Path(".work")
@@ -30,7 +31,8 @@ def presence() -> Iterator[None]:
     write_text(mark, "")
     _start_follower()
     try:
-        yield
+        with gauges.sampling():
+            yield
     finally:
         mark.unlink(missing_ok=True)
 
@@ -71,9 +73,13 @@ def recorded(key: str) -> dict[str, Any]:
 
 
 def circumstances(seconds: float, machine: dict[str, str]) -> dict[str, Any]:
-    """What `record` keeps: wall seconds, end time, machine fingerprint, GPU memory, git commit and dirtiness."""
+    """What `record` keeps: wall seconds, end time, machine fingerprint, git commit and dirtiness.
+
+    And of a GPU its peak memory and the samples of `gauges`.
+    """
     when = {"seconds": round(seconds, 2), "finished": time.time()}
-    return {**when, "machine": machine, **gpu_memory(), **code_version()}
+    sampled = {"gauges": gauges.samples()} if gauges.samples() else {}
+    return {**when, "machine": machine, **gpu_memory(), **sampled, **code_version()}
 
 
 def gpu_memory() -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import live
 from pipeline.files import digest, digest_file, read_csv, read_json
+from pipeline.gauges import GAUGES
 from pipeline.reproduction import entries
 from pipeline.verdicts import Verdicts
 
@@ -114,6 +115,15 @@ class TrackedRun:
         facts = live.recorded(self.key)
         measured = {name: facts[name] for name in ("seconds", "gpu_memory_peak_mib") if facts.get(name)}
         return values | {"selected_epoch": self.metrics["selected_epoch"]} | measured
+
+    def gauges(self) -> list[tuple[str, float, int, int]]:
+        """Samples of the GPU while it trained: name, value, milliseconds since 1970, place in the series."""
+        samples = live.recorded(self.key).get("gauges", [])
+        return [
+            (name, value, int(1000 * when), place)
+            for place, (when, *values) in enumerate(samples)
+            for name, value in zip(GAUGES, values, strict=True)
+        ]
 
     def circumstances(self) -> dict[str, str]:
         """Commit and machine of the training, or, for outputs that came from a cache, that they did."""

@@ -160,6 +160,7 @@ HARMLESS = {
     "pipeline/params/studies.py": "as above",
     "pipeline/params/training.py": "as above",
     "pipeline/yaml_files.py": "reads parameters; their values are dependencies under `params`",
+    "pipeline/gauges.py": "samples the GPU for trackers, outside of outputs",
     "pipeline/live.py": "tells trackers about running stages, outside of outputs",
     "pipeline/progress.py": "progress on the terminal",
     "stages/__init__.py": "a docstring",

@@ -72,6 +72,22 @@ def test_a_killed_training_is_shown_as_killed_and_a_resumed_one_as_running() -> 
     assert states == ["RUNNING", "KILLED", "RUNNING"]
 
 
+def test_samples_of_the_gpu_become_system_metrics_once() -> None:
+    finished(0)
+    facts = {"seconds": 20.0, "finished": 1e9, "machine": {"device": "cuda"}, "gpu_memory_peak_mib": 512.5}
+    live.record(
+        description(0)["key"], facts | {"gauges": [[1e9 - 20, 35.0, 1024.0, 300.5], [1e9 - 10, 90.0, 2048.0, 600]]}
+    )
+    tracking.sync()
+    tracking.sync()
+    run = runs()["at_pgd seed 0"]
+    client = MlflowClient(tracking.tracking_uri())
+    used = client.get_metric_history(run.info.run_id, "system/gpu_0_utilization_percentage")
+    assert [(m.value, m.timestamp, m.step) for m in used] == [(35, 999999980000, 0), (90, 999999990000, 1)]
+    assert run.data.metrics["system/gpu_0_power_usage_watts"] == 600
+    assert run.data.metrics["gpu_memory_peak_mib"] == 512.5
+
+
 def test_a_second_sync_adds_nothing() -> None:
     for seed in range(3):
         finished(seed)

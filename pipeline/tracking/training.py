@@ -92,6 +92,8 @@ def _model(ledger: Ledger, found: Run, run: TrackedRun) -> None:
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step=run.metrics["selected_epoch"])])
     for name in ("history.csv", "run.json"):
         client.log_artifact(run_id, str(run.folder / name))
+    for batch in _batches([[Metric(*gauge)] for gauge in run.gauges()]):
+        client.log_batch(run_id, metrics=batch)
     ledger.log(found, run.totals(), 0, ledger.since(found, "totals", run.key[:16]))
     ledger.set_tags(found, {"adt.model": model_id, **run.circumstances()})
 
