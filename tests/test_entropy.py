@@ -48,7 +48,7 @@ def test_mean_term_is_the_differential_entropy_in_units_of_eps(
     "mean, sigma, released", [(0.0, math.log(2), -0.271), (0.0, 0.0067, -4.50), (2.1, 0.69, -2.75)]
 )
 def test_values_of_the_released_code_without_its_dropped_constants(mean: float, sigma: float, released: float) -> None:
-    # The released term leaves out log(2 pi) / 2 and log eps: shared/facts/adt.md (a).
+    # The released term leaves out log(2 pi) / 2 and log eps.
     assert mean_term(Linf(0.2), mean, sigma) - math.log(2 * math.pi) / 2 == pytest.approx(released, abs=0.01)
 
 
