@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline import machine, params, perturbation, plots
+from pipeline import machine, params, perturbation
 from pipeline.adversaries.explicit import Explicit
 from pipeline.attacks import suite
 from pipeline.cell import TRAINING_CODE, Cell
@@ -13,8 +13,9 @@ from pipeline.data.store import load_split
 from pipeline.diversity import describe
 from pipeline.files import digest, digest_code, write_csv
 from pipeline.params import Params
+from pipeline.plots import ablation as figure
 from pipeline.progress import Progress
-from pipeline.search import lambda_grid
+from pipeline.search.grid import lambda_grid
 from pipeline.seeding import Stream
 from pipeline.verdicts import NATURAL
 from stages.common import WORK, run_stage
@@ -47,7 +48,7 @@ def main() -> None:
         )
     columns = ["lam", "seed", "val_robust", NATURAL, settings.attack, "worst-case"]
     write_csv(FOLDER / "lambda.csv", rows, [*columns, "entropy", "adversarial_loss", "diversity"])
-    plots.ablation(rows, settings.attack, FOLDER / "lambda.png")
+    figure.draw(rows, settings.attack, FOLDER / "lambda.png")
 
 
 def variant(p: Params, lam: float) -> Params:

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from pipeline import params, plots
+from pipeline import params
 from pipeline.comparison import published, tables
 from pipeline.comparison.compare import Result, compare, summarise
 from pipeline.errors import UserError
 from pipeline.files import read_csv, read_json, write_csv, write_json, write_text
 from pipeline.health import report
+from pipeline.plots import comparison as figures
 from pipeline.verdicts import Verdicts
 from stages.common import run_folder, run_stage, verdict_file
 
@@ -27,10 +28,10 @@ def main() -> None:
     heading = f"# {p.data.name}, {p.threat.set} eps {p.threat.eps:g}, verdicts {rule(p)}"
     health = report.sentence(read_json(RESULTS / "health.json"))
     write_text(RESULTS / "comparison.md", tables.markdown(comparison, heading) + f"\n{health}\n")
-    plots.comparison(comparison, RESULTS / "comparison.png")
-    plots.tradeoff(comparison, RESULTS / "tradeoff.png")
+    figures.accuracies(comparison, RESULTS / "comparison.png")
+    figures.tradeoff(comparison, RESULTS / "tradeoff.png")
     histories = {m: {s: result.history for s, result in runs.items()} for m, runs in results.items()}
-    plots.curves(histories, comparison["selected_epoch"], RESULTS / "curves.png")
+    figures.curves(histories, comparison["selected_epoch"], RESULTS / "curves.png")
 
 
 def result(method: str, seed: int) -> Result:

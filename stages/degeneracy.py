@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline import machine, params, plots
+from pipeline import machine, params
 from pipeline.adversaries.explicit import Explicit
 from pipeline.attacks import suite
 from pipeline.cell import Cell
@@ -15,6 +15,7 @@ from pipeline.data.store import Split, load_split
 from pipeline.degeneracy import agreement, collapse, pgd_loss
 from pipeline.files import digest, digest_code, read_json, write_csv, write_json
 from pipeline.params import Params
+from pipeline.plots import degeneracy as figure
 from pipeline.progress import Progress
 from pipeline.seeding import Stream
 from pipeline.verdicts import NATURAL, WORST_CASE, Verdicts
@@ -42,7 +43,7 @@ def main() -> None:
     columns = ["method", "seed", NATURAL, attack, WORST_CASE, "agreement_with_at_pgd", "agreement_of_at_pgd_seeds"]
     write_csv(FOLDER / "accuracy.csv", table, columns)
     write_csv(FOLDER / "width.csv", widths, ["seed", "lam", "steps", "deviation", "loss", "pgd_loss"])
-    plots.degeneracy(widths, table, attack, p.methods.adt_exp.steps, FOLDER / "degeneracy.png")
+    figure.draw(widths, table, attack, p.methods.adt_exp.steps, FOLDER / "degeneracy.png")
 
 
 def measured(cell: Cell, test: Split, device: torch.device) -> tuple[Verdicts, list[dict[str, Any]]]:

@@ -3,9 +3,10 @@
 import sys
 from pathlib import Path
 
-from pipeline import params, plots
+from pipeline import params
 from pipeline.files import read_json, write_json, write_text
 from pipeline.health import checks, report
+from pipeline.plots import health as figure
 from pipeline.transfer import Transfer, cell_name, markdown
 from pipeline.verdicts import Verdicts
 from stages.common import probe_file, run_stage, verdict_file
@@ -35,7 +36,7 @@ def main() -> None:
     heading = f"# Health of the evaluation: {p.data.name}, {p.threat.set} eps {p.threat.eps:g}"
     page = report.markdown(found, heading, p.health.images)
     write_text(RESULTS / "health.md", f"{page}\n{markdown(transfer, '## Transfer between models')}")
-    plots.health({cell: probe.get("radii", {}) for cell, probe in probes.items()}, found, RESULTS / "health.png")
+    figure.draw({cell: probe.get("radii", {}) for cell, probe in probes.items()}, found, RESULTS / "health.png")
     for line in found["failures"]:
         print(f"health: {line}", file=sys.stderr)
     if found["failures"] and p.health.gate == "stop":

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import landscape, machine, models, params, plots
+from pipeline import landscape, machine, models, params
 from pipeline.data.store import load_meta, load_split
 from pipeline.files import write_npz
 from pipeline.models.weights import load_weights
+from pipeline.plots import landscape as figure
 from pipeline.progress import Progress
 from pipeline.seeding import Stream
 from stages.common import run_folder, run_stage
@@ -47,7 +48,7 @@ def main() -> None:
         index=examples.index.cpu().numpy(),
     )
     means = {method: losses.mean(0) for method, losses in surfaces.items()}
-    plots.landscape(axis, means, len(examples.x), seed, FOLDER / "landscape.png")
+    figure.draw(axis, means, len(examples.x), seed, FOLDER / "landscape.png")
 
 
 if __name__ == "__main__":

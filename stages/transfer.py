@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline import machine, models, params, perturbation, plots
+from pipeline import machine, models, params, perturbation
 from pipeline.attacks import loop, suite
 from pipeline.attacks.catalogue import Perturb
 from pipeline.cell import Cell
@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.files import digest, digest_code, digest_file, write_csv, write_npz
 from pipeline.models.weights import load_weights
 from pipeline.params import Params
+from pipeline.plots import transfer as figure
 from pipeline.progress import Progress
 from pipeline.seeding import Stream
 from pipeline.transfer import COLUMNS, GENERATOR, Transfer, cell_name
@@ -60,7 +61,7 @@ def main() -> None:
     table = Transfer.join(found, list(crossing.cells), test.y.cpu().numpy(), test.index.cpu().numpy())
     table.save(FOLDER / "verdicts.npz")
     write_csv(FOLDER / "transfer.csv", table.rows(), COLUMNS)
-    plots.transfer(table.accuracies(), table.attacks, table.sources, table.targets, FOLDER / "transfer.png")
+    figure.draw(table.accuracies(), table.attacks, table.sources, table.targets, FOLDER / "transfer.png")
 
 
 def attacks(p: Params, method: str) -> list[str]:

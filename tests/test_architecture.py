@@ -44,9 +44,9 @@ def imported(module: str) -> set[str]:
 
 
 def importers(package: str) -> set[str]:
-    """First-party modules that import a third-party package; all of pipeline/tracking/ is one place."""
+    """First-party packages of pipeline/, or single modules, that import a third-party package."""
     found = {module for module in SOURCES if package in {name.split(".")[0] for name in imported(module)}}
-    return {"pipeline.tracking" if module.startswith("pipeline.tracking.") else module for module in found}
+    return {".".join(module.split(".")[:2]) for module in found}
 
 
 @cache

@@ -8,7 +8,7 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from pipeline import plots
+from pipeline.plots import ablation, comparison, degeneracy, health, landscape, transfer
 
 
 def comparison_table(seeds: int) -> dict:
@@ -73,28 +73,28 @@ def crossings(methods: list[str]) -> tuple[np.ndarray, list[str], list[str], lis
 
 
 FIGURES: dict[str, Callable[[Path], None]] = {
-    "health": lambda path: plots.health(RADII, checks(False), path),
-    "health of healthy runs": lambda path: plots.health(RADII, checks(True), path),
-    "health, not measured": lambda path: plots.health({("adt_exp", 0): {}, ("adt_exp", 1): {}}, checks(None), path),
-    "comparison": lambda path: plots.comparison(comparison_table(3), path),
-    "comparison of one seed": lambda path: plots.comparison(comparison_table(1), path),
-    "tradeoff": lambda path: plots.tradeoff(tradeoff_table(3), path),
-    "tradeoff of one seed": lambda path: plots.tradeoff(tradeoff_table(1), path),
-    "curves": lambda path: plots.curves(histories(4), SELECTED, path),
-    "curves of one epoch": lambda path: plots.curves(histories(1), SELECTED, path),
-    "ablation": lambda path: plots.ablation(ablation_rows([0.0, 0.01, 10.0]), "pgd-20", path),
-    "ablation of one lambda": lambda path: plots.ablation(ablation_rows([0.0]), "pgd-20", path),
-    "degeneracy": lambda path: plots.degeneracy(width_rows([0.0, 1.0]), twins(2), "pgd-20", 7, path),
-    "degeneracy of one lambda": lambda path: plots.degeneracy(width_rows([0.0]), twins(1), "pgd-20", 7, path),
-    "landscape": lambda path: plots.landscape(
+    "health": lambda path: health.draw(RADII, checks(False), path),
+    "health of healthy runs": lambda path: health.draw(RADII, checks(True), path),
+    "health, not measured": lambda path: health.draw({("adt_exp", 0): {}, ("adt_exp", 1): {}}, checks(None), path),
+    "comparison": lambda path: comparison.accuracies(comparison_table(3), path),
+    "comparison of one seed": lambda path: comparison.accuracies(comparison_table(1), path),
+    "tradeoff": lambda path: comparison.tradeoff(tradeoff_table(3), path),
+    "tradeoff of one seed": lambda path: comparison.tradeoff(tradeoff_table(1), path),
+    "curves": lambda path: comparison.curves(histories(4), SELECTED, path),
+    "curves of one epoch": lambda path: comparison.curves(histories(1), SELECTED, path),
+    "ablation": lambda path: ablation.draw(ablation_rows([0.0, 0.01, 10.0]), "pgd-20", path),
+    "ablation of one lambda": lambda path: ablation.draw(ablation_rows([0.0]), "pgd-20", path),
+    "degeneracy": lambda path: degeneracy.draw(width_rows([0.0, 1.0]), twins(2), "pgd-20", 7, path),
+    "degeneracy of one lambda": lambda path: degeneracy.draw(width_rows([0.0]), twins(1), "pgd-20", 7, path),
+    "landscape": lambda path: landscape.draw(
         np.linspace(-2, 2, 5), {"at_pgd": surface(1.0), "adt_exp": surface(0.5)}, 50, 0, path
     ),
-    "transfer": lambda path: plots.transfer(*crossings(["at_pgd", "adt_exp_am"]), path),
-    "transfer of many models": lambda path: plots.transfer(*crossings([f"method_{n}" for n in range(9)]), path),
-    "transfer of one model": lambda path: plots.transfer(
+    "transfer": lambda path: transfer.draw(*crossings(["at_pgd", "adt_exp_am"]), path),
+    "transfer of many models": lambda path: transfer.draw(*crossings([f"method_{n}" for n in range(9)]), path),
+    "transfer of one model": lambda path: transfer.draw(
         np.full((1, 1, 1), 50.0), ["pgd-20"], ["mine-0"], ["mine-0"], path
     ),
-    "landscape of one method": lambda path: plots.landscape(
+    "landscape of one method": lambda path: landscape.draw(
         np.linspace(-2, 2, 5), {"at_pgd": surface(1e-4)}, 1, 7, path
     ),
 }
@@ -130,12 +130,12 @@ def test_a_figure_is_a_png_with_the_same_bytes_every_time(draw: Callable[[Path],
 
 def test_different_numbers_give_different_figures(tmp_path: Path) -> None:
     for name, height in (("one.png", 1.0), ("two.png", 2.0)):
-        plots.landscape(np.linspace(-2, 2, 5), {"at_pgd": surface(height)}, 50, 0, tmp_path / name)
+        landscape.draw(np.linspace(-2, 2, 5), {"at_pgd": surface(height)}, 50, 0, tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() != (tmp_path / "two.png").read_bytes()
 
 
 def test_the_comparison_names_methods_and_metrics_and_shows_every_run(drawn: list[Figure], tmp_path: Path) -> None:
-    plots.comparison(comparison_table(3), tmp_path / "figure.png")
+    comparison.accuracies(comparison_table(3), tmp_path / "figure.png")
     (axes,) = drawn[0].axes
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["natural", "pgd-20"]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["AT_PGD", "a_method_of_mine"]
@@ -145,12 +145,12 @@ def test_the_comparison_names_methods_and_metrics_and_shows_every_run(drawn: lis
 
 
 def test_one_run_is_not_said_to_have_a_deviation(drawn: list[Figure], tmp_path: Path) -> None:
-    plots.comparison(comparison_table(1), tmp_path / "figure.png")
+    comparison.accuracies(comparison_table(1), tmp_path / "figure.png")
     assert "deviation" not in drawn[0].axes[0].get_title()
 
 
 def test_the_tradeoff_has_a_point_a_run_and_one_for_their_mean(drawn: list[Figure], tmp_path: Path) -> None:
-    plots.tradeoff(tradeoff_table(3), tmp_path / "figure.png")
+    comparison.tradeoff(tradeoff_table(3), tmp_path / "figure.png")
     points = [[list(zip(*line.get_data(), strict=True)) for line in axes.get_lines()] for axes in drawn[0].axes]
     cost, natural = points
     assert cost[:2] == [[(1000, 40), (1000, 42), (1000, 44)], [(1000, 42)]]
@@ -161,7 +161,7 @@ def test_the_tradeoff_has_a_point_a_run_and_one_for_their_mean(drawn: list[Figur
 
 
 def test_curves_ring_the_selected_epoch(drawn: list[Figure], tmp_path: Path) -> None:
-    plots.curves(histories(4), {"at_pgd": {"0": 3, "3": 2}, "adt_exp": {"0": 4}}, tmp_path / "figure.png")
+    comparison.curves(histories(4), {"at_pgd": {"0": 3, "3": 2}, "adt_exp": {"0": 4}}, tmp_path / "figure.png")
     rings = [
         [(line.get_xdata()[0], round(line.get_ydata()[0], 6)) for line in axes.get_lines() if line.get_marker() == "o"]
         for axes in drawn[0].axes
@@ -170,7 +170,7 @@ def test_curves_ring_the_selected_epoch(drawn: list[Figure], tmp_path: Path) -> 
 
 
 def test_the_ablation_draws_means_over_seeds_in_the_order_of_lambda(drawn: list[Figure], tmp_path: Path) -> None:
-    plots.ablation(ablation_rows([10.0, 0.0]), "pgd-20", tmp_path / "figure.png")
+    ablation.draw(ablation_rows([10.0, 0.0]), "pgd-20", tmp_path / "figure.png")
     loss = drawn[0].axes[2]
     assert [tick.get_text() for tick in loss.get_xticklabels()] == ["0", "10"]
     assert loss.get_lines()[0].get_ydata() == pytest.approx([0.5 + 1 / 14, 0.5 + 10 / 9 + 1 / 14])
@@ -179,7 +179,7 @@ def test_the_ablation_draws_means_over_seeds_in_the_order_of_lambda(drawn: list[
 
 def test_landscapes_share_one_scale_that_holds_every_loss(drawn: list[Figure], tmp_path: Path) -> None:
     surfaces = {"at_pgd": surface(1.0), "adt_exp": surface(0.5)}
-    plots.landscape(np.linspace(-2, 2, 5), surfaces, 50, 0, tmp_path / "figure.png")
+    landscape.draw(np.linspace(-2, 2, 5), surfaces, 50, 0, tmp_path / "figure.png")
     first, second = (axes.collections[0].levels for axes in drawn[0].axes[:2])
     assert np.array_equal(first, second)
     assert first[0] <= 0 and first[-1] >= surfaces["at_pgd"].max()
@@ -190,7 +190,7 @@ def test_the_maps_of_transfer_share_one_scale_and_frame_a_model_under_its_own_at
     drawn: list[Figure], tmp_path: Path
 ) -> None:
     accuracies, attacks, sources, targets = crossings(["at_pgd", "adt_exp_am"])
-    plots.transfer(accuracies, attacks, sources, targets, tmp_path / "figure.png")
+    transfer.draw(accuracies, attacks, sources, targets, tmp_path / "figure.png")
     maps = drawn[0].axes[:2]
     assert [axes.get_title() for axes in maps] == attacks
     assert [tick.get_text() for tick in maps[0].get_xticklabels()] == [
@@ -209,7 +209,7 @@ def test_the_maps_of_transfer_share_one_scale_and_frame_a_model_under_its_own_at
 
 
 def test_the_maps_of_many_models_have_no_numbers(drawn: list[Figure], tmp_path: Path) -> None:
-    plots.transfer(*crossings([f"method_{n}" for n in range(9)]), tmp_path / "figure.png")
+    transfer.draw(*crossings([f"method_{n}" for n in range(9)]), tmp_path / "figure.png")
     assert not drawn[0].axes[0].texts
 
 
@@ -217,7 +217,7 @@ def test_the_maps_of_many_models_have_no_numbers(drawn: list[Figure], tmp_path: 
 def test_a_check_that_fails_or_is_unknown_stands_out_from_one_that_passes(
     passed: bool | None, said: str, drawn: list[Figure], tmp_path: Path
 ) -> None:
-    plots.health(RADII, checks(passed), tmp_path / "figure.png")
+    health.draw(RADII, checks(passed), tmp_path / "figure.png")
     curves, table = drawn[0].axes
     shades = np.asarray(table.images[0].get_array())
     assert np.array_equal(shades[0, 0], [1.0, 1.0, 1.0]) and shades.dtype.kind == "f"

@@ -374,7 +374,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[params.Pa
 
     def run(p: params.Params, draw: bool = False) -> Transfer:
         if not draw:
-            monkeypatch.setattr(stage.plots, "transfer", lambda *_: None)
+            monkeypatch.setattr(stage.figure, "draw", lambda *_: None)
         if not Path("data").exists():
             store.save(SOURCES[p.data.name](p.data), Path("data") / p.data.name, p.data.name)
         for place, method in enumerate(p.matrix.methods):

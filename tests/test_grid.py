@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.search import lambda_grid
+from pipeline.search.grid import lambda_grid
 
 LAMS, SEEDS = [0.0, 0.1, 10.0], [0, 2]
 POINTS = [(lam, seed) for lam in LAMS for seed in SEEDS]

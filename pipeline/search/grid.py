@@ -1,4 +1,4 @@
-"""Studies over hyper-parameters; the only module that imports Optuna."""
+"""The lambda grid: every point of a study once, whatever interrupts it."""
 
 import warnings
 from collections.abc import Callable

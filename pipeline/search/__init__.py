@@ -1,0 +1,1 @@
+"""Studies over hyper-parameters; the only importers of Optuna."""
