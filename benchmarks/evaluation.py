@@ -34,7 +34,7 @@ from torch import nn
 
 from benchmarks import command, timing, training
 from benchmarks.reference import Reference
-from pipeline import adversaries, machine, params
+from pipeline import adversaries, bare, machine
 from pipeline.ascent import Inner
 from pipeline.attacks import loop
 from pipeline.attacks.catalogue import Attack
@@ -52,9 +52,9 @@ IMAGES = 500  # in the test part
 NETWORKS = ("digits", "28x28")
 ATTACKS = {"pgd-20": (20, 0.05), "pgd-100": (100, 0.02)}
 VARIANTS = {"fp32 last": ("fp32", "last"), "bf16 last": ("bf16", "last"), "fp32 any": ("fp32", "any")}
-TRAININGS: dict[str, tuple[str, params.Method]] = {
-    "standard": ("standard", params.Standard()),
-    "robust": ("at_pgd", params.ProjectedGradient(steps=7, step_size=0.05)),
+TRAININGS: dict[str, tuple[str, bare.Settings]] = {
+    "standard": ("standard", bare.Settings()),
+    "robust": ("at_pgd", bare.Settings(steps=7, step_size=0.05)),
 }
 
 
@@ -94,7 +94,7 @@ class Ours:
 
 def data(size: int, part: str, device: torch.device) -> Split:
     """One part of the digits preset's split as images of `size` by `size`, 8 or 28."""
-    source = digits.load(params.Data(name="digits", split=params.Split(validation=200, test=IMAGES, seed=0)))
+    source = digits.load(bare.Settings(split={"validation": 200, "test": IMAGES, "seed": 0, "train": None}))
     index = source.parts[part]
     images, margin = source.images[index].repeat(size // 8, 2).repeat(size // 8, 3), size % 8 // 2
     images = np.pad(images, ((0, 0), (0, 0), (margin, margin), (margin, margin)))
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(parsed: argparse.Namespace) -> None:
     if not 1 <= parsed.images <= IMAGES:
         raise UserError(f"--images {parsed.images}: from 1 to {IMAGES}")
-    device = machine.prepare(params.Runtime(device=parsed.device, threads=parsed.threads))
+    device = machine.prepare(bare.Settings(device=parsed.device, threads=parsed.threads))
     reference = Reference(parsed.reference, device)
     facts = timing.conditions(device) | {
         "reference": reference.commit() or "not a git clone",
@@ -182,7 +182,7 @@ def _cells(row: dict[str, Any]) -> Iterator[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser("evaluation", __doc__)
     parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="a clone of the released code")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"))
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--threads", type=int, default=1, help="torch threads on both sides (default 1)")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each contender (default 9)")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NETWORK")

@@ -24,6 +24,7 @@ from benchmarks import command
 from benchmarks.reference import Reference
 from benchmarks.setting import Setting
 from benchmarks.steps import METHODS
+from pipeline import machine
 from pipeline.errors import UserError
 from pipeline.files import write_json
 
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def prepare(name: str, threads: int) -> torch.device:
     """The device called `name`, with full float32 precision and repeatable convolutions; `UserError` if not here."""
     try:
-        device = torch.device(name)
+        device = machine.resolve(name) if name == "auto" else torch.device(name)
         torch.zeros(1, dtype=torch.float64, device=device)
     except (RuntimeError, AssertionError, TypeError):
         raise UserError(f"--device {name}: no such device here, or it has no float64") from None
@@ -108,7 +109,7 @@ def conditions(reference: Reference, seed: int) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser("fidelity", __doc__)
     parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="a clone of the released code")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, images and noise (default 0)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")

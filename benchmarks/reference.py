@@ -7,6 +7,7 @@ without noise or trace they see torch itself, so they can be timed.
 """
 
 import contextlib
+import shutil
 import subprocess
 from argparse import Namespace
 from collections.abc import Iterable
@@ -45,8 +46,8 @@ class Reference:
         self._wide = clone.module("models.wideresnet", "WideResNet")
 
     def commit(self) -> str | None:
-        """The commit of the clone; None where the folder is not the root of a git clone."""
-        if not (self.folder / ".git").exists():
+        """The commit of the clone; None where the folder is not the root of a git clone, or git is not here."""
+        if not (self.folder / ".git").exists() or shutil.which("git") is None:
             return None
         command = ["git", "-C", str(self.folder), "rev-parse", "HEAD"]
         answer = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -2,6 +2,7 @@
 
 import gc
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -80,6 +81,8 @@ def _commit() -> str:
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True).stdout.strip()
 
+    if shutil.which("git") is None or not git("rev-parse", "HEAD"):
+        return "unknown: no repository here"
     return git("rev-parse", "HEAD") + (
         " with changes" if git("status", "--porcelain", "--", "pipeline", "benchmarks", ":!benchmarks/results") else ""
     )

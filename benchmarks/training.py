@@ -25,7 +25,7 @@ from torch import nn
 
 from benchmarks import command, timing
 from benchmarks.reference import Reference, pgd_loss
-from pipeline import adversaries, machine, params
+from pipeline import adversaries, bare, machine
 from pipeline.ascent import Inner
 from pipeline.data.store import Split
 from pipeline.files import write_json
@@ -40,7 +40,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Step = Callable[[], object]
 
 
-def settings(method: str, width: int) -> params.Method:
+def settings(method: str, width: int) -> bare.Settings:
     """A method with the released hyper-parameters and switches, its generator `width` wide."""
     amortized = {"as": "released", "width": width, "generator_lr": 2e-4}
     values: dict[str, dict[str, Any]] = {
@@ -49,7 +49,7 @@ def settings(method: str, width: int) -> params.Method:
         "adt_exp_am": amortized | {"lam": 0.01},
         "adt_imp_am": amortized | {"lam": 1.0, "latent": 64, "encoder_width": 32},
     }
-    return params.Methods.model_fields[method].annotation.model_validate(values[method])
+    return bare.method(method, values[method])
 
 
 @dataclass(frozen=True)
@@ -129,19 +129,19 @@ def ours(method: str, network: Network, model: nn.Module, precision: str, device
     return OurStep(trainer, network.examples(device))
 
 
-def loop(batch: int, precision: str) -> params.Train:
+def loop(batch: int, precision: str) -> bare.Settings:
     """The released loop: SGD at 0.1, no augmentation (the released side has none here, either)."""
-    return params.Train(
+    return bare.Settings(
         epochs=1,
         batch_size=batch,
-        optimizer=params.Optimizer(lr=0.1, momentum=0.9, weight_decay=2e-4),
-        schedule=params.Schedule(name="constant"),
+        optimizer={"lr": 0.1, "momentum": 0.9, "weight_decay": 2e-4},
+        schedule={"name": "constant"},
         label_smoothing=0.0,
         ema=0.0,
-        augmentation=params.Augmentation(crop=0, padding="zero", flip=False),
+        augmentation={"crop": 0, "padding": "zero", "flip": False},
         inner_batch_norm="eval",
         precision=precision,
-        selection=params.Selection(steps=1, step_size=EPS, batch_size=batch),
+        selection={"steps": 1, "step_size": EPS, "batch_size": batch},
         patience=0,
         checkpoint_seconds=0,
     )
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    device = machine.prepare(params.Runtime(device=parsed.device, threads=parsed.threads))
+    device = machine.prepare(bare.Settings(device=parsed.device, threads=parsed.threads))
     reference = Reference(parsed.reference, device)
     facts = timing.conditions(device) | {"reference": reference.commit() or "not a git clone", "rounds": parsed.rounds}
     measured = {name: timing.peaks(PRECISIONS[name], device) for name in parsed.precisions}
@@ -220,7 +220,7 @@ def _cells(row: dict[str, Any], peaks: dict[str, float]) -> Iterator[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser("training", __doc__)
     parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="a clone of the released code")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"))
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--threads", type=int, default=1, help="torch threads on both sides (default 1)")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each contender (default 9)")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NETWORK")

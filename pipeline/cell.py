@@ -12,7 +12,7 @@ from pipeline import adversaries, models, perturbation
 from pipeline.adversaries import Adversary
 from pipeline.adversaries.profiles import resolve
 from pipeline.ascent import Inner
-from pipeline.data.store import load_meta, load_split
+from pipeline.data.store import load_meta, load_pixels, load_split
 from pipeline.files import digest, digest_code, digest_file, read_json, write_json
 from pipeline.machine import fingerprint
 from pipeline.models.weights import load_weights, save_weights
@@ -62,11 +62,11 @@ class Cell:
 
     def description(self) -> dict[str, Any]:
         """Resolved parameters, data hash and code hash: what the content key is made of."""
-        p = self.params
+        p, meta = self.params, load_meta(self.data_folder)
         return {
             "method": self.method,
             "seed": self.seed,
-            "data": {"name": p.data.name, "sha256": load_meta(self.data_folder)["sha256"]},
+            "data": {"name": p.data.name} | {key: meta[key] for key in ("title", "sha256") if key in meta},
             "threat": p.threat.model_dump() | self._set_code(),
             "model": p.model.model_dump(),
             "train": p.train.model_dump(exclude={"checkpoint_seconds"}),
@@ -117,24 +117,25 @@ class Cell:
             f"{self.method} seed {self.seed}",
         )
         progress = trainer.run(
-            load_split(self.data_folder, "train", device), load_split(self.data_folder, "validation", device)
+            load_pixels(self.data_folder, "train", device), load_split(self.data_folder, "validation", device)
         )
         return progress, trainer.evaluated, adversary
 
-    def trained(self, device: torch.device, work: Path) -> tuple[Scores, nn.Module, Adversary]:
+    def trained(self, device: torch.device, work: Path, run: Path | None = None) -> tuple[Scores, nn.Module, Adversary]:
         """The best validation scores, the selected model and its adversary, for studies that keep no runs.
 
         What was trained before with the same fingerprint is read back from a folder of `work`, so that
         another way of measuring does not train again; a training that was interrupted there is continued.
+        `run`: the folder of a finished run; where this very cell made it, it is read instead.
         """
         folder = work / self.fingerprint()[:32]
         weights, own, best = (folder / name for name in ("model.safetensors", "adversary.safetensors", "best.json"))
         name = models.architecture(self.params.model)
+        if run is not None and self._made(run):
+            scores = read_json(run / "metrics.json")
+            return Scores(scores["val_natural"], scores["val_robust"]), *self._read(run, device)
         if best.exists():
-            model, adversary, _ = self.build(device)
-            load_weights(weights, model, name)
-            load_weights(own, adversary)
-            return Scores(**read_json(best)), model, adversary
+            return Scores(**read_json(best)), *self._read(folder, device)
         progress, model, adversary = self.train(device, folder / "state.pt")
         model.load_state_dict(progress.selected)
         save_weights(weights, progress.selected, name)
@@ -142,3 +143,15 @@ class Cell:
         write_json(best, asdict(progress.best))
         (folder / "state.pt").unlink()
         return progress.best, model, adversary
+
+    def _made(self, run: Path) -> bool:
+        """Whether a run folder is there, and of this cell."""
+        described = run / "run.json"
+        return described.exists() and read_json(described)["key"] == digest(self.description())
+
+    def _read(self, folder: Path, device: torch.device) -> tuple[nn.Module, Adversary]:
+        """The model and the adversary whose weights lie in a folder."""
+        model, adversary, _ = self.build(device)
+        load_weights(folder / "model.safetensors", model, models.architecture(self.params.model))
+        load_weights(folder / "adversary.safetensors", adversary)
+        return model, adversary

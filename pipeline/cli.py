@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
 
     preset = commands.add_parser("preset", help="parameter sets").add_subparsers(required=True, metavar="ACTION")
-    listing = preset.add_parser("list", help="name and describe every preset")
+    listing = preset.add_parser("list", help="name, describe and price every preset")
     listing.set_defaults(run=_preset_list)
     use = preset.add_parser("use", help="write params.yaml from a preset")
     use.add_argument("name")
@@ -66,6 +66,18 @@ def _parser() -> argparse.ArgumentParser:
     comparison.add_argument("--reference", metavar="ROW", help="what the others are paired with, with --runs")
     comparison.add_argument("--allow-mixed", action="store_true", help="compare unlike runs all the same")
     comparison.set_defaults(run=_compare)
+
+    search = commands.add_parser("search", help="the search of hyper-parameters").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    shown = search.add_parser("show", help="the trials, and the front of accuracy and cost")
+    shown.set_defaults(run=_search_show)
+    adopted = search.add_parser("adopt", help="write a trial's parameters into params.yaml, after showing the diff")
+    adopted.add_argument("--trial", type=int, metavar="NUMBER", help="default: the chosen one")
+    adopted.add_argument("--yes", action="store_true", help="do not ask")
+    adopted.set_defaults(run=_search_adopt)
+    worker = search.add_parser("work", help="be one worker of the study in the database that ADT_STUDY names")
+    worker.set_defaults(run=_search_work)
 
     track = commands.add_parser("track", help="complete MLflow from the files of the workspace")
     track.add_argument("--follow", action="store_true", help="repeat while stages run")
@@ -113,7 +125,8 @@ def _preset_list(_: argparse.Namespace) -> int:
     from pipeline import presets
 
     for name in presets.names():
-        print(f"{name:20} {presets.summary(name)}")
+        cost = presets.cost(name)
+        print(f"{name:22} {presets.summary(name)}" + (f" Cost: {cost}." if cost else ""))
     return 0
 
 
@@ -178,6 +191,27 @@ def _compare(parsed: argparse.Namespace) -> int:
         print(side_by_side.workspace(p))
     else:
         print(side_by_side.chosen(p, parsed.runs, parsed.reference, parsed.allow_mixed))
+    return 0
+
+
+def _search_show(_: argparse.Namespace) -> int:
+    from pipeline import adopt
+
+    print("\n".join(adopt.shown()))
+    return 0
+
+
+def _search_adopt(parsed: argparse.Namespace) -> int:
+    from pipeline import adopt
+
+    return adopt.adopt(parsed.trial, parsed.yes)
+
+
+def _search_work(_: argparse.Namespace) -> int:
+    from pipeline import params
+    from pipeline.search import schedule
+
+    print(f"{schedule.work(params.load())} trials are finished; `dvc repro search` writes the table")
     return 0
 
 

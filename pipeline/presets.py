@@ -1,5 +1,6 @@
 """Presets: complete parameter files under presets/, materialised into params.yaml by command."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 from pipeline import params
 from pipeline.errors import UserError
 from pipeline.files import write_text
-from pipeline.yaml_files import dump, parse_text, read_commented, read_yaml
+from pipeline.yaml_files import dump, parse_commented, parse_text, read_commented, read_yaml
 
 FOLDER = Path("presets")
 OVERRIDES = "# Overrides: "
+COST = "# Cost: "
 
 
 def names() -> list[str]:
@@ -23,6 +25,17 @@ def summary(name: str) -> str:
     return _path(name).read_text().splitlines()[0].removeprefix("#").strip()
 
 
+def cost(name: str) -> str | None:
+    """What a preset says it costs, in its line `# Cost: ...`; None where it has none."""
+    lines = _path(name).read_text().splitlines()
+    return next((line.removeprefix(COST) for line in lines if line.startswith(COST)), None)
+
+
+def load(name: str) -> params.Params:
+    """The parameters of a preset."""
+    return params.load(_path(name))
+
+
 def render(name: str, overrides: Sequence[str] = ()) -> str:
     """The text of params.yaml for a preset with `KEY=VALUE` overrides, checked against the schema.
 
@@ -32,21 +45,28 @@ def render(name: str, overrides: Sequence[str] = ()) -> str:
     if not overrides:
         params.load(path)
         return path.read_text()
-    document = read_commented(path)
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise UserError(f"--set {override}: expected KEY=VALUE, for example train.epochs=5")
-        _assign(document, key.split("."), parse_text(value, f"--set {key}"), key)
-    text = f"{OVERRIDES}{' '.join(overrides)}\n{dump(document)}"
-    source = f"preset {name} with {' '.join(overrides)}"
-    params.parse(parse_text(text, source), source)
-    return text
+    return _overridden(read_commented(path), overrides, overrides, f"preset {name}")
 
 
 def use(name: str, overrides: Sequence[str], target: Path) -> None:
     """Write `target` from a preset; nothing is written if anything is wrong."""
     write_text(target, render(name, overrides))
+
+
+def amend(target: Path, overrides: Sequence[str]) -> str:
+    """The text of the parameter file `target` with further `KEY=VALUE` overrides, checked against the schema.
+
+    Its header names them beside those that it had; whatever else was edited by hand stays. For a file made by
+    `render` it is the text that `render` gives for all overrides together.
+    """
+    text = target.read_text()
+    before: list[str] = []
+    if text.startswith(OVERRIDES):
+        header, _, text = text.partition("\n")
+        before = re.split(r" (?=[a-z][\w.-]*=)", header.removeprefix(OVERRIDES))
+    renewed = {item.partition("=")[0] for item in overrides}
+    kept = [item for item in before if item.partition("=")[0] not in renewed]
+    return _overridden(parse_commented(text, str(target)), overrides, [*kept, *overrides], str(target))
 
 
 def differences(target: Path, name: str | None) -> list[str]:
@@ -55,7 +75,7 @@ def differences(target: Path, name: str | None) -> list[str]:
     if not isinstance(mine, dict):
         raise UserError(f"{target}: expected keys and values")
     theirs = read_yaml(_path(name or str(mine.get("preset", ""))))
-    left, right = dict(_flatten(theirs)), dict(_flatten(mine))
+    left, right = dict(flatten(theirs)), dict(flatten(mine))
     absent = "(absent)"
     return [
         f"{key}: {left.get(key, absent)} -> {right.get(key, absent)}"
@@ -69,6 +89,19 @@ def _path(name: str) -> Path:
     if name not in names():
         raise UserError(f"preset {name!r}: no such preset; there are: {', '.join(names())}")
     return path
+
+
+def _overridden(document: Any, overrides: Sequence[str], named: Sequence[str], source: str) -> str:
+    """The text of a document with `overrides`, checked, under a header with those that are `named`."""
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise UserError(f"--set {override}: expected KEY=VALUE, for example train.epochs=5")
+        _assign(document, key.split("."), parse_commented(value, f"--set {key}"), key)
+    text = f"{OVERRIDES}{' '.join(named)}\n{dump(document)}"
+    source = f"{source} with {' '.join(overrides)}"
+    params.parse(parse_text(text, source), source)
+    return text
 
 
 def _assign(document: Any, path: list[str], value: Any, key: str) -> None:
@@ -86,9 +119,10 @@ def _keys(document: Any) -> str:
     return ", ".join(map(str, document)) if isinstance(document, dict) else "(none below a value)"
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value below nested dictionaries with its dotted key."""
     if isinstance(value, dict):
         for key, child in value.items():
-            yield from _flatten(child, f"{prefix}.{key}" if prefix else str(key))
+            yield from flatten(child, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value

@@ -17,7 +17,7 @@ from pipeline.files import digest_file
 from pipeline.health import examination
 from pipeline.health.examination import Finding
 from pipeline.models.weights import load_released, load_weights
-from pipeline.verdicts import NATURAL, Verdicts
+from pipeline.verdicts import Verdicts
 
 if TYPE_CHECKING:
     from pipeline.params import Params
@@ -61,9 +61,9 @@ def judge(p: "Params", checkpoint: Path, attacks: Sequence[str]) -> Verdicts:
         _require(name, known)
     model, test = _loaded(p, checkpoint)
     perturbations = perturbation.build(p.threat.set, p.threat.eps)
-    chosen = dict.fromkeys([NATURAL, *(attacks or known)])
-    columns = {name: suite.column(name, p.evaluation, model, test, perturbations) for name in chosen}
-    return Verdicts.join(columns, test.y.cpu().numpy(), test.index.cpu().numpy(), digest_file(checkpoint))
+    columns = suite.columns(p.evaluation, attacks or list(known), model, test, perturbations)
+    told = {name: suite.said(p, name) for name in columns}
+    return Verdicts.join(columns, test.y.cpu().numpy(), test.index.cpu().numpy(), digest_file(checkpoint), told)
 
 
 def health(p: "Params", checkpoint: Path) -> Finding:

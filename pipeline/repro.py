@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pipeline.params import Params
 
 LOGS = live.WORK / "logs"
+# What stages keep in .work to go on from: gone before everything is computed again.
+RESUMABLE = ("train", "attack", "transfer", "ablation", "degeneracy", "landscape", "diversity", "search")
 Graph = dict[str, set[str]]  # stage -> the stages it waits for, in the order of dvc.yaml
 
 
@@ -37,7 +39,7 @@ def reproduce(p: "Params", jobs: int | None, force: bool) -> int:
         raise UserError(f"--jobs: must be at least 1 (got {jobs})")
     _find_tools()
     if force:
-        for folder in ("train", "attack", "transfer", "ablation", "degeneracy"):
+        for folder in RESUMABLE:
             shutil.rmtree(live.WORK / folder, ignore_errors=True)
     slots = _slots(p, jobs)
     with live.presence():

@@ -82,10 +82,16 @@ class TrackedRun:
         facts = live.recorded(self.key)
         return int(1000 * facts["finished"]) if facts else None
 
+    @property
+    def data(self) -> str:
+        """What its data are called."""
+        data = self.description["data"]
+        return data.get("title", data["name"])
+
     def params(self) -> dict[str, Any]:
         """Flat parameters under names that every method shares; what is not set is left out."""
         d = self.description
-        flat = {"method": d["method"], "seed": d["seed"], "data": d["data"]["name"]} | d["threat"]
+        flat = {"method": d["method"], "seed": d["seed"], "data": self.data} | d["threat"]
         flat |= {"model" if key == "name" else key: value for key, value in d["model"].items()}
         for name, value in d["train"].items():
             if name in ("selection", "schedule"):
@@ -101,7 +107,7 @@ class TrackedRun:
         """What a run is known by from its first moment."""
         data = self.description["data"]
         return {
-            "dataset": data["name"],
+            "dataset": self.data,
             "dataset_sha256": data["sha256"],
             "code_sha256": self.description["code"],
             "mlflow.source.name": f"dvc repro train@{self.method}-{self.seed}",

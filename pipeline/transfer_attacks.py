@@ -1,16 +1,14 @@
 """Attacks made elsewhere: images of another model, and generators that another model was trained with."""
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.adversaries.amortized import Amortized, generator_input
-from pipeline.ascent import Inner
+from pipeline.adversaries.amortized import Amortized
 from pipeline.losses import margin
 from pipeline.perturbation import PerturbationSet, onto_images
+from pipeline.samplers import evaluating, generator_maps
 from pipeline.seeding import Noise
 
 
@@ -37,8 +35,7 @@ class Generated:
     sample holds, the one with the least margin is judged. The ADT authors' development code (github
     thudzj/ADT, af3529d, expam_attack.py) counts samples alike, but fits a generator to the attacked model first.
 
-    `batch_size`: that of the generator's training. With `gradient_input: raw` its input scales
-    with the batch; it is fed on the scale that it has learnt, whatever the batch here.
+    `batch_size`: that of the generator's training (see `generator_maps`).
     """
 
     adversary: Amortized
@@ -54,8 +51,9 @@ class Generated:
         The generator runs with the statistics of its batch norms, so samples do not depend on the batch.
         """
         found, least = x.clone(), x.new_full((len(x),), torch.inf)
-        maps, active = self._maps(model, x, labels, perturbations), torch.arange(len(x), device=x.device)
-        with _evaluating(self.adversary):
+        maps = generator_maps(self.adversary, model, x, labels, perturbations, self.batch_size)
+        active = torch.arange(len(x), device=x.device)
+        with evaluating(self.adversary):
             for draw in range(self.draws):
                 if not len(active):
                     break
@@ -66,21 +64,3 @@ class Generated:
                 found[active[worse]], least[active[worse]] = images[worse], distance[worse]
                 active = active[distance > 0]
         return found
-
-    def _maps(self, model: nn.Module, x: Tensor, labels: Tensor, perturbations: PerturbationSet) -> Tensor:
-        mode, inner = self.adversary.settings.gradient_input, Inner(precision=self.adversary.inner.precision)
-        maps = generator_input(model, x, labels, perturbations, mode, inner)
-        if mode == "raw":
-            maps[:, x.shape[1] :] *= len(x) / self.batch_size
-        return maps
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block, the mode it had after it."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)

@@ -20,6 +20,11 @@ def parse_text(text: str, source: str) -> Any:
     return _load(text, YAML(typ="safe", pure=True), source)
 
 
+def parse_commented(text: str, source: str) -> Any:
+    """The content of YAML text with comments and order attached, for `dump`; `source` names it in errors."""
+    return _load(text, _round_trip(), source)
+
+
 def read_commented(path: Path) -> Any:
     """The content of a YAML file with comments and order attached, for `dump`."""
     return _parse(path, _round_trip())
@@ -33,9 +38,14 @@ def dump(document: Any) -> str:
 
 
 def _round_trip() -> YAML:
+    """A reader and writer that changes nothing but what was assigned: lines, braces and nulls stay as written."""
     yaml = YAML()
     yaml.preserve_quotes = True
-    yaml.width = 120
+    yaml.width = 4096
+    yaml.brace_single_entry_mapping_in_flow_sequence = True
+    yaml.representer.add_representer(
+        type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
     return yaml
 
 

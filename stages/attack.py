@@ -1,21 +1,23 @@
 """attack: every attack on one cell's selected checkpoint, to verdicts/METHOD/seed-N.npz."""
 
-import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline import live, machine, models, params, perturbation
+from pipeline import live, machine, models, perturbation
 from pipeline.attacks import suite
 from pipeline.data.store import Split, load_meta, load_split
 from pipeline.files import digest, digest_code, digest_file, write_json
 from pipeline.models.weights import load_weights
-from pipeline.params import Attack, Params
 from pipeline.progress import Progress
-from pipeline.verdicts import Column, Verdicts
+from pipeline.verdicts import NATURAL, Column, Verdicts
 from stages.common import WORK, cell_of_command_line, run_folder, run_stage, verdict_file
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
 
 # The code a verdict depends on; part of the key under which finished columns are kept.
 EVALUATION_CODE = (
@@ -30,9 +32,15 @@ EVALUATION_CODE = (
 
 
 def main() -> None:
-    """Attack one checkpoint; columns finished earlier with the same ingredients are read back."""
+    """Attack the checkpoint of the cell of the command line with params.yaml."""
+    from pipeline import params  # checked by pydantic, which a bare node lacks
+
     p = params.load()
-    method, seed = cell_of_command_line(p, __doc__)
+    attack(p, *cell_of_command_line(p, __doc__))
+
+
+def attack(p: "Params", method: str, seed: int) -> None:
+    """Attack one checkpoint; columns finished earlier with the same ingredients are read back."""
     device = machine.prepare(p.runtime)
     checkpoint = run_folder(method, seed) / "model.safetensors"
     data = Path("data") / p.data.name
@@ -61,35 +69,26 @@ def main() -> None:
     with Progress(f"attack {method} seed {seed}", len(attacks)) as bar:
         for name, settings in attacks.items():
             key = digest([identity, name, settings and settings.model_dump(), own_attacks.get(name), *common])[:32]
-            columns[name] = _column(cache / f"{key}.npz", p, name, model.to(device), test)
+            file, natural = cache / f"{key}.npz", columns.get(NATURAL)
+            columns[name] = _column(file, p, name, model.to(device), test, natural)
             seconds[name] = live.recorded(key).get("seconds")
             bar.step(f"{name} {1 - columns[name].broken.mean():.3f}")
 
-    said = {name: _said(p, settings, own_attacks.get(name)) for name, settings in attacks.items()}
+    said = {name: suite.said(p, name) for name in attacks}
     verdicts = Verdicts.join(columns, test.y.cpu().numpy(), test.index.cpu().numpy(), identity, said)
     verdicts.save(target)
     write_json(target.with_suffix(".json"), verdicts.accuracies())
     live.record(digest_file(target), {"attack_seconds": seconds})
 
 
-def _said(p: Params, settings: Attack | None, code: str | None) -> str:
-    """An attack's parameters as the verdict table keeps them: JSON; `{}` for `natural`, which has none.
-
-    `code`: the hash of a user's own attack. Batch size stays out: it decides no verdict.
-    """
-    if settings is None:
-        return "{}"
-    said = settings.model_dump(exclude_none=True) | ({"code": code} if code else {})
-    how = {"seed": p.evaluation.seed, "precision": p.evaluation.precision}
-    return json.dumps(said | {"set": p.threat.set, "eps": p.threat.eps} | how, sort_keys=True)
-
-
-def _column(cached: Path, p: Params, name: str, model: torch.nn.Module, test: Split) -> Column:
+def _column(
+    cached: Path, p: "Params", name: str, model: torch.nn.Module, test: Split, natural: Column | None
+) -> Column:
     """One attack's column, from the work folder if it is there, else computed and kept."""
     if cached.exists():
         return Column.load(cached)
     perturbations, started = perturbation.build(p.threat.set, p.threat.eps), time.monotonic()
-    column = suite.column(name, p.evaluation, model, test, perturbations)
+    column = suite.column(name, p.evaluation, model, test, perturbations, natural)
     seconds = time.monotonic() - started
     column.save(cached)
     live.record(cached.stem, live.circumstances(seconds, machine.fingerprint(p.runtime)))

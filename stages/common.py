@@ -7,10 +7,13 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import live
 from pipeline.errors import UserError
-from pipeline.params import Params
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
 
 WORK = live.WORK
 
@@ -26,7 +29,7 @@ def run_stage(main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
-def cell_of_command_line(p: Params, purpose: str | None) -> tuple[str, int]:
+def cell_of_command_line(p: "Params", purpose: str | None) -> tuple[str, int]:
     """The cell of the matrix that `--method` and `--seed` name."""
     parser = argparse.ArgumentParser(description=purpose)
     parser.add_argument("--method", required=True, choices=p.matrix.methods)

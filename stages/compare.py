@@ -5,7 +5,6 @@ from pathlib import Path
 from pipeline import params
 from pipeline.comparison import published, tables
 from pipeline.comparison.compare import Result, compare, summarise
-from pipeline.errors import UserError
 from pipeline.files import read_csv, read_json, write_csv, write_json, write_text
 from pipeline.health import report
 from pipeline.plots import comparison as figures
@@ -21,11 +20,17 @@ def main() -> None:
     results = {m: {s: result(m, s) for s in p.matrix.seeds} for m in p.matrix.methods}
     settings = p.comparison
     comparison = compare(
-        results, settings.reference, settings.confidence, settings.resamples, settings.seed, beside(p, results)
+        results,
+        p.data.called,
+        settings.reference,
+        settings.confidence,
+        settings.resamples,
+        settings.seed,
+        beside(p, results),
     )
     write_json(RESULTS / "comparison.json", comparison)
     write_csv(RESULTS / "comparison.csv", tables.rows(comparison), tables.columns(comparison))
-    heading = f"# {p.data.name}, {p.threat.set} eps {p.threat.eps:g}, verdicts {rule(p)}"
+    heading = f"# {p.data.called}, {p.threat.set} eps {p.threat.eps:g}, verdicts {rule(p)}"
     health = report.sentence(read_json(RESULTS / "health.json"))
     write_text(RESULTS / "comparison.md", tables.markdown(comparison, heading) + f"\n{health}\n")
     figures.accuracies(comparison, RESULTS / "comparison.png")
@@ -47,9 +52,6 @@ def beside(p: params.Params, results: dict[str, dict[int, Result]]) -> dict | No
     name = p.comparison.published
     if name is None:
         return None
-    data = published.TABLES[name].data
-    if p.data.name != data:
-        raise UserError(f"params.yaml: comparison.published: {name} is about {data}, but data.name is {p.data.name}")
     ours = {
         method: {metric: {"mean": s.mean, "std": s.std} for metric, s in summary.items()}
         for method, summary in summarise(results).items()

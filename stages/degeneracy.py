@@ -12,18 +12,24 @@ from pipeline.adversaries.explicit import Explicit
 from pipeline.attacks import suite
 from pipeline.cell import Cell
 from pipeline.data.store import Split, load_split
-from pipeline.degeneracy import agreement, collapse, pgd_loss
 from pipeline.files import digest, digest_code, read_json, write_csv, write_json
 from pipeline.params import Params
 from pipeline.plots import degeneracy as figure
 from pipeline.progress import Progress
 from pipeline.seeding import Stream
+from pipeline.studies.degeneracy import agreement, collapse, pgd_loss
 from pipeline.verdicts import NATURAL, WORST_CASE, Verdicts
-from stages.common import WORK, run_stage
+from stages.common import WORK, run_folder, run_stage
 
 FOLDER = Path("results/degeneracy")
 TWINS = ("at_pgd", "adt_exp")
-MEASURING_CODE = ("pipeline/attacks", "pipeline/degeneracy.py", "pipeline/diversity.py", "stages/degeneracy.py")
+MEASURING_CODE = (
+    "pipeline/attacks",
+    "pipeline/studies/degeneracy.py",
+    "pipeline/studies/diversity.py",
+    "pipeline/samplers.py",
+    "stages/degeneracy.py",
+)
 
 
 def main() -> None:
@@ -43,7 +49,7 @@ def main() -> None:
     columns = ["method", "seed", NATURAL, attack, WORST_CASE, "agreement_with_at_pgd", "agreement_of_at_pgd_seeds"]
     write_csv(FOLDER / "accuracy.csv", table, columns)
     write_csv(FOLDER / "width.csv", widths, ["seed", "lam", "steps", "deviation", "loss", "pgd_loss"])
-    figure.draw(widths, table, attack, p.methods.adt_exp.steps, FOLDER / "degeneracy.png")
+    figure.draw(p.data.called, widths, table, attack, p.methods.adt_exp.steps, FOLDER / "degeneracy.png")
 
 
 def measured(cell: Cell, test: Split, device: torch.device) -> tuple[Verdicts, list[dict[str, Any]]]:
@@ -53,7 +59,7 @@ def measured(cell: Cell, test: Split, device: torch.device) -> tuple[Verdicts, l
     key = digest([cell.fingerprint(), looked_at, digest_code(Path(), *MEASURING_CODE)])
     table, rows = (WORK / "degeneracy" / "measured" / f"{key[:32]}{end}" for end in (".npz", ".json"))
     if not rows.exists():
-        _, model, adversary = cell.trained(device, WORK / "degeneracy")
+        _, model, adversary = cell.trained(device, WORK / "degeneracy", run_folder(cell.method, cell.seed))
         suite.verdicts(p.evaluation, p.degeneracy.attacks, model, test, adversary.perturbations).save(table)
         few = test.head(p.degeneracy.images)
         write_json(rows, widths_on(p, model, adversary, few) if isinstance(adversary, Explicit) else [])

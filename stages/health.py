@@ -33,7 +33,7 @@ def main() -> None:
     }
     found = report.summary(judged, p.health.gate)
     write_json(RESULTS / "health.json", found)
-    heading = f"# Health of the evaluation: {p.data.name}, {p.threat.set} eps {p.threat.eps:g}"
+    heading = f"# Health of the evaluation: {p.data.called}, {p.threat.set} eps {p.threat.eps:g}"
     page = report.markdown(found, heading, p.health.images)
     write_text(RESULTS / "health.md", f"{page}\n{markdown(transfer, '## Transfer between models')}")
     figure.draw({cell: probe.get("radii", {}) for cell, probe in probes.items()}, found, RESULTS / "health.png")

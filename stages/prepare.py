@@ -10,10 +10,12 @@ from stages.common import run_stage
 
 def main() -> None:
     """Load the data set of params.yaml, split it, write arrays and meta.json."""
-    p = params.load()
-    meta = store.save(SOURCES[p.data.name](p.data), Path("data") / p.data.name, p.data.name)
+    data = params.load().data
+    arrays = SOURCES[data.name](data)
+    meta = store.save(arrays, Path("data") / data.name, data.name, data.called, data.sha256)
     counts = ", ".join(f"{count} {part}" for part, count in meta["counts"].items())
-    print(f"data/{p.data.name}: {counts} images of {'x'.join(map(str, meta['shape']))}")
+    shape = "x".join(map(str, meta["shape"]))
+    print(f"data/{data.name}: {data.called}, {counts} images of {shape}, content {meta['sha256']}")
 
 
 if __name__ == "__main__":

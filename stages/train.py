@@ -3,9 +3,9 @@
 import os
 import shutil
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline import live, machine, models, params
+from pipeline import live, machine, models
 from pipeline.cell import Cell
 from pipeline.data.store import load_meta
 from pipeline.files import digest, write_csv, write_json, write_text
@@ -15,11 +15,20 @@ from pipeline.progress import Progress
 from pipeline.training.loop import HISTORY_COLUMNS
 from stages.common import WORK, cell_of_command_line, run_folder, run_stage
 
+if TYPE_CHECKING:
+    from pipeline.params import Params
+
 
 def main() -> None:
-    """Train one cell and write model, last model, adversary, history and run.json."""
+    """Train the cell of the command line with params.yaml."""
+    from pipeline import params  # checked by pydantic, which a bare node lacks
+
     p = params.load()
-    method, seed = cell_of_command_line(p, __doc__)
+    train(p, *cell_of_command_line(p, __doc__))
+
+
+def train(p: "Params", method: str, seed: int) -> None:
+    """Train one cell and write model, last model, adversary, history and run.json."""
     cell = Cell(p, method, seed)
     device = machine.prepare(p.runtime)
     description = cell.description()

@@ -1,5 +1,6 @@
 """transfer: every trained model attacks every other, and so do the trained generators, to results/transfer/."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.progress import Progress
 from pipeline.seeding import Stream
 from pipeline.transfer import COLUMNS, GENERATOR, Transfer, cell_name
 from pipeline.transfer_attacks import Generated, Shown
+from pipeline.verdicts import NATURAL, Column
 from stages.common import WORK, run_folder, run_stage
 
 FOLDER = Path("results/transfer")
@@ -37,6 +39,7 @@ TRANSFER_CODE = (
     "pipeline/losses.py",
     "pipeline/models",
     "pipeline/perturbation.py",
+    "pipeline/samplers.py",
     "pipeline/seeding.py",
     "pipeline/transfer_attacks.py",
 )
@@ -61,7 +64,7 @@ def main() -> None:
     table = Transfer.join(found, list(crossing.cells), test.y.cpu().numpy(), test.index.cpu().numpy())
     table.save(FOLDER / "verdicts.npz")
     write_csv(FOLDER / "transfer.csv", table.rows(), COLUMNS)
-    figure.draw(table.accuracies(), table.attacks, table.sources, table.targets, FOLDER / "transfer.png")
+    figure.draw(p.data.called, table.accuracies(), table.attacks, table.sources, table.targets, FOLDER / "transfer.png")
 
 
 def attacks(p: Params, method: str) -> list[str]:
@@ -83,25 +86,42 @@ class Crossing:
         self.perturbations = perturbation.build(p.threat.set, p.threat.eps)
         self.network = models.classifier(p.model, load_meta(data)).to(self.device)
         self.files = {name: _file(cell, "model") for name, cell in self.cells.items()}
+        self.naturals: dict[str, Column] = {}
         self.hashes = {name: digest_file(file) for name, file in self.files.items()}
 
     def finished(self, attack: str, source: str) -> np.ndarray:
-        """All targets' verdicts on one attack of one source, bool (targets, N): read back, else computed and kept."""
-        cached = WORK / "transfer" / f"{self.key(attack, source)[:32]}.npz"
-        if not cached.exists():
-            write_npz(cached, broken=self.broken(attack, source))
-        with np.load(cached) as arrays:
-            return arrays["broken"]
+        """All targets' verdicts on one attack of one source, bool (targets, N); those found earlier are read back.
 
-    def broken(self, attack: str, source: str) -> np.ndarray:
-        """The verdicts, judged as every attack's are; images are made once and shown to all targets."""
+        They are kept by the hash of the target, so that a new model in the matrix is all that is attacked.
+        """
+        cached, known = WORK / "transfer" / f"{self.key(attack, source)[:32]}.npz", {}
+        if cached.exists():
+            with np.load(cached) as arrays:
+                known = dict(arrays)
+        missing = [target for target in self.cells if self.hashes[target] not in known]
+        if missing:
+            known |= self.broken(attack, source, missing)
+            write_npz(cached, **known)
+        return np.stack([known[self.hashes[target]] for target in self.cells])
+
+    def broken(self, attack: str, source: str, targets: Sequence[str]) -> dict[str, np.ndarray]:
+        """By the target's hash, its verdicts, judged as every attack's are; images are made once and shown to all."""
         p, test = self.p, self.test
         made, stream = self._made(attack, source), Stream.of(p.evaluation.seed, "attack", attack)
-        columns = [
-            loop.run(made, self._model(target), test, self.perturbations, stream, p.evaluation.batch_size)
-            for target in self.cells
-        ]
-        return np.stack([column.broken for column in columns])
+
+        def verdicts(target: str) -> np.ndarray:
+            natural, model = self.natural(target), self._model(target)
+            batch = p.evaluation.batch_size
+            return loop.run(made, model, test, self.perturbations, stream, batch, natural=natural).broken
+
+        return {self.hashes[target]: verdicts(target) for target in targets}
+
+    def natural(self, target: str) -> Column:
+        """The verdicts of a target on the images themselves, taken once."""
+        if target not in self.naturals:
+            taken = suite.column(NATURAL, self.p.evaluation, self._model(target), self.test, self.perturbations)
+            self.naturals[target] = taken
+        return self.naturals[target]
 
     def _made(self, attack: str, source: str) -> Perturb:
         """What the source has for the targets: attacked images, or its generator."""
@@ -119,7 +139,7 @@ class Crossing:
         return self.network
 
     def key(self, attack: str, source: str) -> str:
-        """The content key of one attack of one source: all that its verdicts depend on."""
+        """The content key of one attack of one source: all that its verdicts depend on but the target."""
         return digest([self._maker(attack, source), self.common])
 
     def _maker(self, attack: str, source: str) -> list[Any]:
@@ -131,10 +151,9 @@ class Crossing:
 
     @cached_property
     def common(self) -> list[Any]:
-        """What all verdicts depend on: the targets, the threat, the test images, the code and the machine."""
+        """What all verdicts depend on: architecture, threat, test images, code and machine."""
         p, own_set = self.p, perturbation.source(self.p.threat.set)
         return [
-            list(self.hashes.values()),
             p.model.model_dump(),
             p.threat.model_dump(),
             own_set and digest_file(own_set),

@@ -112,7 +112,7 @@ def test_low_precision_is_for_gradients_alone(
 ) -> None:
     """Where bfloat16 decides when an example is broken, or tells losses apart, robustness would be overstated."""
     used: list[str] = []
-    monkeypatch.setattr(loop, "run", lambda *arguments: used.append(arguments[-1].precision))
+    monkeypatch.setattr(loop, "run", lambda *arguments: used.append(arguments[6].precision))
     evaluation = params.Evaluation(batch_size=4, seed=0, precision="bf16", attacks={"one": settings})
     for name in ("natural", "one"):
         suite.column(name, evaluation, make_model(), make_examples(), perturbations)
@@ -131,6 +131,26 @@ def test_costs_are_the_images_that_went_through_the_model(perturbations, make_mo
     again = run(compose(plain.model_copy(update={"restarts": 2}), perturbations.eps, data), model, data, perturbations)
     assert 9 * 5 < again.gradient_evaluations <= 2 * 9 * 5 and again.forward_passes == 9
     assert run(loop.identity, model, data, perturbations).forward_passes == 0
+
+
+def test_images_that_were_judged_before_are_not_judged_again(perturbations, make_model, make_examples) -> None:
+    """Also by an attack that mends: it lowers the label's loss, so the images themselves count where it does."""
+    model, data, judged = make_model(), make_examples(30), []
+    ascent = compose(FAMILIES["pgd"], perturbations.eps, data)
+
+    def mending(fast: nn.Module, x: Tensor, labels: Tensor, *rest) -> Tensor:
+        return ascent(fast, x, (labels + 1) % 3, *rest)
+
+    model.register_forward_hook(lambda *_: judged.append(1))
+    natural = run(loop.identity, model, data, perturbations)
+    spared = len(judged) // 2  # it judged the images twice, once as what the attack made
+    for attack in (ascent, mending):
+        judged.clear()
+        once = loop.run(attack, model, data, perturbations, STREAM, BATCH)
+        passes = len(judged)
+        judged.clear()
+        assert_same_columns(loop.run(attack, model, data, perturbations, STREAM, BATCH, natural=natural), once, 0)
+        assert len(judged) == passes - spared > 0
 
 
 class Fickle(nn.Module):

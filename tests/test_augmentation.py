@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from pipeline.params import Augmentation
@@ -70,3 +73,12 @@ def test_augmentation_draws_from_its_stream_alone(images: Tensor) -> None:
     first = augment(images, changes, STREAM.at(INDEX))
     other = augment(images, changes, Stream.of(0, "augmentation", 2).at(INDEX))
     assert torch.equal(first, augment(images, changes, STREAM.at(INDEX))) and not torch.equal(first, other)
+
+
+@given(pixels=arrays(np.uint8, (4, 2, 5, 7)), crop=st.integers(0, 3), padding=st.sampled_from(["zero", "reflect"]))
+def test_augmented_pixels_are_pixels_of_the_image_or_padding(pixels: np.ndarray, crop: int, padding: str) -> None:
+    images = torch.from_numpy(pixels).float() / 255
+    made = augment(images, settings(crop, padding, True), STREAM.at(INDEX[:4]))
+    for image, result in zip(images, made, strict=True):
+        allowed = set(image.ravel().tolist()) | ({0.0} if crop and padding == "zero" else set())
+        assert set(result.ravel().tolist()) <= allowed

@@ -10,6 +10,9 @@ from pipeline import cell, params
 from pipeline.cell import Cell
 from pipeline.data import store
 from pipeline.data.sources import SOURCES
+from pipeline.files import digest, write_json
+from pipeline.models import architecture
+from pipeline.models.weights import save_weights
 from pipeline.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +43,24 @@ def test_what_was_trained_is_read_back_without_a_step(method: str, make_cell, mo
     assert first[0] == again[0]
     for one, other in zip(first[1:], again[1:], strict=True):
         torch.testing.assert_close(dict(one.state_dict()), dict(other.state_dict()), rtol=0, atol=0)
+
+
+def test_a_finished_run_of_this_very_cell_is_read_and_no_other(make_cell, monkeypatch) -> None:
+    made, run = make_cell("adt_exp_am"), Path("runs/one")
+    scores, model, adversary = made.trained(CPU, Path("work"))
+    save_weights(run / "model.safetensors", model.state_dict(), architecture(made.params.model))
+    save_weights(run / "adversary.safetensors", adversary.state_dict())
+    write_json(run / "metrics.json", {"val_natural": scores.natural, "val_robust": scores.robust})
+    write_json(run / "run.json", {"key": digest(made.description())})
+    trained = []
+    monkeypatch.setattr(Cell, "train", lambda self, *_: trained.append(self.seed))
+    read = made.trained(CPU, Path("other"), run)
+    assert read[0] == scores and not trained and not Path("other").exists()
+    for one, other in zip(read[1:], (model, adversary), strict=True):
+        torch.testing.assert_close(dict(one.state_dict()), dict(other.state_dict()), rtol=0, atol=0)
+    with pytest.raises(TypeError):
+        make_cell("adt_exp_am", seed=1).trained(CPU, Path("other"), run)
+    assert trained == [1]
 
 
 def test_other_parameters_or_another_seed_are_another_training(make_cell) -> None:

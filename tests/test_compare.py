@@ -44,8 +44,8 @@ def comparison(hits: dict[str, list[int]], **changes: Any) -> dict[str, Any]:
 
 
 def compare_results(results: dict[str, dict[int, Result]], **changes: Any) -> dict[str, Any]:
-    settings = {"confidence": 0.95, "resamples": 400, "seed": 0, "published": None} | changes
-    return compare(results, next(iter(results)), **settings)
+    settings = {"data": "digits", "confidence": 0.95, "resamples": 400, "seed": 0, "published": None} | changes
+    return compare(results, reference=next(iter(results)), **settings)
 
 
 THREE = {"at_pgd": [20, 22, 21], "adt_exp": [25, 24, 29]}
@@ -79,6 +79,7 @@ def test_the_comparison_holds_every_number() -> None:
     assert content["differences"]["adt_exp"]["pgd"]["mean"] == 12.5
     assert (content["metrics"], content["seeds"]) == (METRICS, [0, 1, 2])
     assert (content["reference"], content["confidence"], content["test_examples"]) == ("at_pgd", 0.95, EXAMPLES)
+    assert content["data"] == "digits"
     assert content["gradient_evaluations_per_example_and_epoch"] == {"at_pgd": 8, "adt_exp": 16}
     assert content["gradient_evaluations"]["adt_exp"] == dict.fromkeys("012", 16000)
     assert content["selected_epoch"]["at_pgd"] == {"0": 2, "1": 2, "2": 2}

@@ -12,6 +12,7 @@ from pipeline.ascent import Inner, frozen, input_gradient
 from pipeline.losses import cross_entropy
 from pipeline.models.folding import folded
 from pipeline.models.lowering import Lowered, is_wide
+from pipeline.models.normalization import Normalize
 from pipeline.models.resnet import PreActResNet18, ResNet18
 from pipeline.models.small import SmallCNN
 from pipeline.models.wide_resnet import WideResNet
@@ -46,6 +47,30 @@ def test_a_lowered_network_is_the_same_function(network, images, dtype: torch.dt
     assert got.dtype == torch.float32 and got.is_contiguous()
     scale = float(expected.abs().max())
     torch.testing.assert_close(got, expected, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("first, then", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_a_view_of_a_view_runs_in_its_own_format(network, images, first: torch.dtype, then: torch.dtype) -> None:
+    """As in an attack on a wide network whose own adversary runs in bfloat16."""
+    once = Lowered(folded(network), first)
+    twice = Lowered(once, then)(images)
+    if then == torch.bfloat16:
+        torch.testing.assert_close(twice, Lowered(folded(network), then)(images), rtol=0, atol=0)
+    assert twice.dtype == torch.float32 and once.dtype == first
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_standardised_images_keep_their_format(images, dtype: torch.dtype) -> None:
+    """A network in bfloat16 gets bfloat16 also behind its own normalisation."""
+    normalize = Normalize([0.5, 0.4, 0.3], [0.2, 0.25, 0.3])
+    got = normalize(images.to(dtype))
+    expected = (images.double() - normalize.mean.double()) / normalize.std.double()
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), expected, rtol=0.01, atol=0.02 if dtype == torch.bfloat16 else 1e-5)
+    network = PreActResNet18(3, 4, normalize, widths=(4, 6, 8, 10)).eval()
+    exact, lowered = network(images).detach(), Lowered(folded(network), torch.bfloat16)(images).detach()
+    assert lowered.dtype == torch.float32
+    torch.testing.assert_close(lowered, exact, rtol=0, atol=0.05 * float(exact.abs().max()))
 
 
 def test_the_network_keeps_its_own_weights(network, images) -> None:

@@ -76,7 +76,24 @@ def test_the_committed_params_are_the_digits_preset(committed: Callable[[str], b
         ({"matrix.seeds": [0, 1, 0]}, "matrix: seeds must be distinct, but 0 stands there twice"),
         ({"matrix.seeds": []}, "matrix.seeds: list should have at least 1 item"),
         ({"matrix.seeds": [-1]}, "matrix.seeds.0: input should be greater than or equal to 0 (got -1)"),
-        ({"ablation.lams": [0.1, 1.0]}, "ablation: lams must contain 0"),
+        (
+            {"ablation.grids.quick.adt_exp.lam": [0.1, 1.0]},
+            "ablation.grids.quick.adt_exp: lam must contain 0, the point that degenerates to adversarial training",
+        ),
+        (
+            {"ablation.grids.full.adt_imp_am.tau": [0.5, 0.5]},
+            "ablation.grids.full.adt_imp_am: tau must be distinct",
+        ),
+        (
+            {"ablation.grids.full.adt_exp_am.tau": [0.5]},
+            "ablation.grids.full.adt_exp_am.tau: unknown key; allowed here: lam",
+        ),
+        (
+            {"ablation.grids.full.adt_ex": {"lam": [0, 1.0]}},
+            "ablation.grids.full.adt_ex: unknown key; allowed here: adt_exp, adt_exp_am, adt_imp_am",
+        ),
+        ({"ablation.grids.quick": {}}, "ablation.grids.quick: needs at least one method: adt_exp, adt_exp_am, ad"),
+        ({"ablation.grid": "larger"}, "ablation: grid: 'larger' is not one of grids (quick, full)"),
         ({"degeneracy.lams": [0.1]}, "degeneracy: lams must contain 0"),
         ({"degeneracy.attack": "pgd-7"}, "degeneracy: attack: 'pgd-7' is not one of attacks (fgsm, pgd-10"),
         (
@@ -104,7 +121,7 @@ def test_the_committed_params_are_the_digits_preset(committed: Callable[[str], b
             },
             "methods.adt_imp_am: hinge: true needs tau; the paper has none",
         ),
-        ({"ablation.attack": "cw-7"}, "ablation: attack: 'cw-7' is not one of attacks (fgsm, pgd-10"),
+        ({"ablation.attack": "cw-7"}, "ablation: attack: 'cw-7' is not one of attacks (pgd-20, cw-30)"),
         ({"transfer.attacks": ["cw-7"]}, "transfer.attacks: 'cw-7' is not one of evaluation.attacks (fgsm, pgd-10"),
         ({"health.base": "pgd-7"}, "health.base: 'pgd-7' is not one of evaluation.attacks (fgsm, pgd-10"),
         ({"health.base": "cw-30"}, "health.base: 'cw-30' is not of family pgd"),
@@ -211,7 +228,7 @@ def test_differences_name_key_preset_value_and_own_value(target: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "said"),
     [
-        ("digit", [], "preset 'digit': no such preset; there are: digits, smoke"),
+        ("digit", [], "preset 'digit': no such preset; there are: cifar10-jpeg-resnet18, cifar10-resnet18"),
         ("../digits", [], "no such preset"),
         ("digits", ["lam"], "--set lam: expected KEY=VALUE"),
         ("digits", ["methods.adt_exp.lambda=1"], "no key 'lambda'; there are: as, lam, outer_samples"),

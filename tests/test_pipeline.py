@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.files import read_csv, read_json
+from pipeline.report import content
 from pipeline.verdicts import Verdicts
 from pipeline.yaml_files import parse_text
 
@@ -21,11 +22,14 @@ CELLS = [(method, seed) for method in METHODS for seed in (0, 1)]
 # What a change of one method's lambda runs again: its own cells, and what looks at all of them.
 AFTER_ADT_EXP = {f"{stage}@adt_exp-{seed}" for stage in ("train", "attack", "probe") for seed in (0, 1)} | {
     "ablation",
+    "claims",
     "compare",
     "degeneracy",
+    "diversity",
     "health",
     "landscape",
     "report",
+    "search",
     "transfer",
 }
 
@@ -110,10 +114,12 @@ def test_every_promised_file_is_there_and_the_table_is_printed(workspace: Worksp
         assert len(read_csv(run / "history.csv")) == 2
     comparison = (workspace.folder / "results/comparison.md").read_text()
     assert comparison in workspace.first_output
-    figures = ("comparison", "curves", "health", "ablation/lambda", "degeneracy/degeneracy", "landscape/landscape")
-    for figure in (f"{name}.png" for name in figures):
-        assert f"results/{figure}" in workspace.first_output
-        assert workspace.read(f"results/{figure}").startswith(b"\x89PNG")
+    for name, *_ in content.FIGURES:
+        assert f"results/{name}" in workspace.first_output
+        assert workspace.read(f"results/{name}").startswith(b"\x89PNG")
+        assert b"</svg>" in workspace.read(f"results/{name.replace('.png', '.svg')}")
+    for name, _ in content.TEXTS:
+        assert workspace.read(f"results/{name}").startswith(b"# ")
 
 
 def test_the_comparison_is_what_the_verdict_tables_say(workspace: Workspace) -> None:
@@ -128,8 +134,15 @@ def test_the_comparison_is_what_the_verdict_tables_say(workspace: Workspace) -> 
 
 def test_the_ablation_has_every_point_and_contains_lambda_zero(workspace: Workspace) -> None:
     rows = read_csv(workspace.folder / "results/ablation/lambda.csv")
-    assert [(float(row["lam"]), int(row["seed"])) for row in rows] == [(0.0, 0), (1.0, 0)]
-    assert float(rows[0]["entropy"]) < float(rows[1]["entropy"])
+    assert [(row["method"], row["lam"], row["seed"]) for row in rows] == [
+        ("at_pgd", "", "0"),
+        ("adt_exp", "0", "0"),
+        ("adt_exp", "1", "0"),
+    ]
+    assert float(rows[1]["entropy"]) < float(rows[2]["entropy"])
+    assert {claim["verdict"] for claim in read_json(workspace.folder / "results/ablation/claims.json")["claims"]} == {
+        "undecided"
+    }
 
 
 def test_the_degeneracy_study_compares_lambda_zero_with_at_pgd_and_its_twin_is_the_cell_itself(
@@ -200,8 +213,8 @@ def test_one_methods_parameter_reruns_that_method_alone_and_reverting_is_served_
     # The two studies set lambda themselves; they run again but find their trainings done.
     assert stages_run(workspace.run("dvc", "repro")) == AFTER_ADT_EXP
     workspace.pipeline("preset", "use", "smoke")
-    # These two keep their outputs in git instead of DVC's cache, so they alone run again.
-    assert stages_run(workspace.run("dvc", "repro")) == {"compare", "health"}
+    # These keep some of their outputs in git instead of DVC's cache, so they alone run again, from what is in .work.
+    assert stages_run(workspace.run("dvc", "repro")) == {"claims", "compare", "diversity", "health", "landscape"}
     assert workspace.read("dvc.lock") == before
 
 

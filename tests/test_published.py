@@ -7,7 +7,11 @@ import pytest
 from pipeline import params, presets
 from pipeline.comparison.published import TABLES, beside
 from pipeline.errors import UserError
+from pipeline.params.data import TITLES
+from pipeline.params.studies import PUBLISHED
 from stages import compare
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_tables_are_as_printed() -> None:
@@ -68,12 +72,32 @@ def test_what_we_did_not_run_is_left_empty() -> None:
     assert table["methods"]["adt_exp"]["natural"]["difference"] is None
 
 
-def test_a_published_table_is_not_put_beside_another_data_set(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text(presets.render("smoke", ["comparison.published=table-b"]))
-    p = params.load(tmp_path / "params.yaml")
-    with pytest.raises(UserError, match="comparison.published: table-b is about cifar10, but data.name is digits"):
-        compare.beside(p, {})
-    assert (
-        compare.beside(p.model_copy(update={"comparison": p.comparison.model_copy(update={"published": None})}), {})
-        is None
-    )
+@pytest.mark.parametrize(
+    ("preset", "changes", "called"),
+    [
+        ("smoke", [], "digits"),
+        ("cifar10-jpeg-resnet18", [], r"CIFAR-10 \(JPEG\)"),
+        ("cifar10-table-b", ["data.title=CIFAR-10, upper halves"], "CIFAR-10, upper halves"),
+        ("svhn", [], "SVHN"),
+    ],
+)
+def test_a_published_table_is_not_put_beside_other_data(preset: str, changes: list[str], called: str) -> None:
+    said = f"comparison.published: table-b is about CIFAR-10, and the data are {called}$"
+    with pytest.raises(UserError, match=said):
+        presets.render(preset, [*changes, "comparison.published=table-b"])
+
+
+def test_every_published_table_is_about_known_data() -> None:
+    assert PUBLISHED.keys() == TABLES.keys()
+    assert set(PUBLISHED.values()) <= set(TITLES.values())
+
+
+def test_counted_errors_become_accuracies() -> None:
+    """3,593 and 7,062 errors of 10,000; 1,603 and 12,662 of 26,032."""
+    assert TABLES["authors-cifar100"].values["adt_imp_am"] == {"natural": (64.07, None), "pgd-20": (29.38, None)}
+    assert TABLES["authors-svhn"].values["adt_imp_am"] == {"natural": (93.84, None), "pgd-20": (51.36, None)}
+    assert TABLES["rice-preactresnet18"].values["at_pgd"] == {"natural": (81.80, None), "pgd-10": (53.11, None)}
+
+
+def test_no_table_is_put_beside_where_none_is_named() -> None:
+    assert compare.beside(params.load(ROOT / "presets/smoke.yaml"), {}) is None

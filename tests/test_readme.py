@@ -25,9 +25,11 @@ def test_every_file_of_the_tree_exists_and_every_module_is_in_it() -> None:
     assert all((ROOT / name).exists() or (ROOT / "pipeline" / name).exists() for name in named)
 
 
-def test_every_figure_shown_exists() -> None:
-    figures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
-    assert len(figures) >= 4 and all((ROOT / figure).exists() for figure in figures)
+def test_every_figure_and_page_shown_exists() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+        assert not [link for link in links if not (page.parent / link).exists()], page
+    assert len(re.findall(r"!\[", README)) >= 4
 
 
 def test_the_table_of_switches_is_the_one_in_force() -> None:

@@ -14,7 +14,7 @@ from matplotlib import pyplot
 from pipeline import params
 from pipeline.comparison import published
 from pipeline.comparison.compare import Result, compare
-from pipeline.files import write_csv, write_json
+from pipeline.files import write_csv, write_json, write_text
 from pipeline.health import checks, report
 from pipeline.params import Params
 from pipeline.report import content, page
@@ -82,7 +82,9 @@ def results(p: Params, table: dict[str, dict[int, Verdicts]], folder: Path) -> N
     broken = np.zeros((len(cells), EXAMPLES), bool)
     found = {("pgd-20", cell): broken for cell in cells} | {("generator", cells[-1]): broken}
     Transfer.join(found, cells, np.zeros(EXAMPLES, int), np.arange(EXAMPLES)).save(folder / "transfer/verdicts.npz")
-    for name in ("ablation/lambda.csv", "degeneracy/accuracy.csv"):
+    for name, caption in content.TEXTS:
+        write_text(folder / name, f"# {caption}\n\nIt *holds* <b>so</b>.\n\n| a | b |\n| --- | ---: |\n| 1 | 2 |\n")
+    for name in content.TABLES:
         write_csv(folder / name, [{"lam": 0.1, "seed": 0}], ["lam", "seed"])
     for name, *_ in content.FIGURES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +101,7 @@ def made_comparison(p: Params, table: dict[str, dict[int, Verdicts]]) -> dict[st
     }
     ours = {method: {"natural": {"mean": 86.0, "std": 0.2}} for method in results}
     beside = published.beside("table-b", ours)
-    return compare(results, "at_pgd", 0.95, resamples=50, seed=0, published=beside)
+    return compare(results, p.data.called, "at_pgd", 0.95, resamples=50, seed=0, published=beside)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +166,20 @@ def test_failed_checks_are_shown_as_such(html: str, p: Params) -> None:
 def test_published_numbers_stand_beside_ours(html: str) -> None:
     section = html.split('<h2 id="published">')[1].split("</table>")[0]
     assert "86.00 ± 0.20 / 86.50 ± 0.14" in section, "AT_PGD's natural accuracy in Table B"
+
+
+def test_what_stages_wrote_for_people_is_on_the_page(html: str) -> None:
+    section = html.split('<h2 id="studies">')[1].split('<h2 id="figures">')[0]
+    for _, caption in content.TEXTS:
+        part = section.split(f"<summary>{caption}</summary>")[1].split("</details>")[0]
+        assert "<em>holds</em> &lt;b&gt;so&lt;/b&gt;" in part and re.search(r"<td[^>]*>2</td>", part)
+        assert caption not in part, "the title stands in the summary"
+
+
+def test_the_stage_depends_on_every_file_that_the_page_shows() -> None:
+    shown = [name for names in (content.FIGURES, content.TEXTS) for name, *_ in names] + list(content.TABLES)
+    dependencies = read_yaml(Path(__file__).parents[1] / "dvc.yaml")["stages"]["report"]["deps"]
+    assert {f"results/{name}" for name in shown} <= set(dependencies)
 
 
 def test_equal_files_give_equal_bytes(html: str, p: Params, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,7 +203,7 @@ def test_a_server_that_is_away_loses_nothing(monkeypatch: pytest.MonkeyPatch) ->
 def test_runs_of_different_methods_have_the_same_parameters() -> None:
     """What a method does not have is "-", so that MLflow's compare page has no gap and no "unknown"."""
     text = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(text.replace("  - at_pgd\n", "  - at_pgd\n  - adt_exp\n"))
+    Path("params.yaml").write_text(text.replace("methods: [at_pgd]\n", "methods: [at_pgd, adt_exp]\n"))
     assert len(params.load().matrix.methods) == 2
     finished(0)
     other = description(0, generation=1) | {
@@ -254,11 +254,16 @@ def test_a_record_of_dvc_that_is_of_other_files_is_not_believed() -> None:
 
 
 def lambda_table(rows: list[str]) -> None:
-    header = "lam,seed,val_robust,natural,pgd-3,worst-case,entropy\n"
+    header = "method,lam,tau,seed,val_robust,natural,pgd-3,worst-case,entropy,code_length\n"
     write_text(Path("results/ablation/lambda.csv"), header + "\n".join(rows) + "\n")
 
 
-GRID = ["0,0,0.5,0.98,0.6,0.5,-2", "0,1,0.6,0.96,0.6,0.6,-2", "0.1,0,0.7,0.9,0.6,0.5,-1", "0.1,1,0.6,0.8,0.7,0.7,-1"]
+GRID = [
+    "adt_exp,0,,0,0.5,0.98,0.6,0.5,-2,",
+    "adt_exp,0,,1,0.6,0.96,0.6,0.6,-2,",
+    "adt_exp,0.1,,0,0.7,0.9,0.6,0.5,-1,",
+    "adt_exp,0.1,,1,0.6,0.8,0.7,0.7,-1,",
+]
 
 
 def test_a_study_is_a_parent_with_a_child_a_trial_once() -> None:
@@ -266,7 +271,7 @@ def test_a_study_is_a_parent_with_a_child_a_trial_once() -> None:
     assert "5 runs added" in tracking.sync()
     assert "0 runs added, 0 updated" in tracking.sync()
     found = runs()
-    parent, trial = found["lambda study"], found["lambda study: lam 0.1 seed 1"]
+    parent, trial = found["lambda study"], found["lambda study: adt_exp lam 0.1 seed 1"]
     assert trial.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert trial.data.params == {"method": "adt_exp", "lam": "0.1", "seed": "1"}
     assert trial.data.metrics == {
@@ -276,12 +281,46 @@ def test_a_study_is_a_parent_with_a_child_a_trial_once() -> None:
 
 
 def test_the_parent_of_a_study_shows_the_point_that_validation_chose() -> None:
-    lambda_table(GRID)
+    """Not the reference, however good it is, and not the better of another threshold's single runs."""
+    reference = ["at_pgd,,,0,0.9,0.98,0.9,0.9,,", "at_pgd,,,1,0.9,0.98,0.9,0.9,,"]
+    implicit = ["adt_imp_am,0.1,0.5,0,0.8,0.9,0.6,0.5,-1,0.4", "adt_imp_am,0.1,0.5,1,0.4,0.9,0.6,0.5,-1,0.6"]
+    lambda_table([*reference, *GRID, *implicit])
     tracking.sync()
     parent = runs()["lambda study"]
-    assert parent.data.params["lam"] == "0.1"
+    assert parent.data.params == {"method": "adt_exp", "lam": "0.1"}
     assert parent.data.metrics["val_robust"] == pytest.approx(0.65)
     assert parent.data.metrics["test_natural"] == pytest.approx(85)
+    single = runs()["lambda study: adt_imp_am lam 0.1 tau 0.5 seed 1"]
+    assert single.data.params["tau"] == "0.5" and single.data.metrics["code_length"] == 0.6
+
+
+def search_table(rows: list[str]) -> None:
+    header = (
+        "number,state,method,seed,lam,schedule,val_robust,val_natural,gradient_evaluations,selected_epoch,pruned_at"
+    )
+    write_text(Path("results/search/trials.csv"), "\n".join([header, *rows]) + "\n")
+
+
+def test_a_search_is_a_parent_that_shows_the_chosen_trial_with_a_child_for_every_trial() -> None:
+    search_table(
+        [
+            "0,complete,adt_exp,0,0.1,cosine,0.5,0.9,2000,1,",
+            "1,pruned,adt_exp,0,0.2,constant,0.8,0.9,500,1,1",
+            "2,complete,adt_exp,0,0.3,constant,0.5,0.8,1000,2,",
+            "3,diverged,adt_exp,0,9,constant,,,,,",
+        ]
+    )
+    assert "5 runs added" in tracking.sync()
+    assert "0 runs added, 0 updated" in tracking.sync()
+    parent, lost = runs()["search"], runs()["search: trial 3"]
+    assert parent.data.params["number"] == "2" and parent.data.params["lam"] == "0.3"
+    assert parent.data.metrics["gradient_evaluations"] == 1000
+    assert lost.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert lost.data.params["state"] == "diverged" and lost.data.metrics == {}
+    assert runs()["search: trial 1"].data.metrics["pruned_at"] == 1
+    lock("search", ["results/search/trials.csv"], {"search": {"seed": 7, "trials": 4}})
+    tracking.sync()
+    assert (runs()["search"].data.params["seed"], runs()["search"].data.params["trials"]) == ("0", "4")
 
 
 def test_a_study_gets_its_settings_from_dvcs_record_and_stays_the_same_study() -> None:
@@ -388,7 +427,7 @@ def test_the_trials_of_a_superseded_study_go_with_it() -> None:
     tracking.sync()
     assert {name: len(keys) for name, keys in superseded().items()} == {
         "lambda study": 1,
-        **{f"lambda study: lam {lam} seed {seed}": 1 for lam in ("0", "0.1") for seed in (0, 1)},
+        **{f"lambda study: adt_exp lam {lam} seed {seed}": 1 for lam in ("0", "0.1") for seed in (0, 1)},
     }
 
 

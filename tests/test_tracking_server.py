@@ -2,23 +2,20 @@
 
 import contextlib
 import os
-import pwd
 import random
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from postgres_server import free_port, postgres_server
 from small_workspace import EPOCHS, attacked, empty_database, finished, make
 
 from pipeline import tracking
@@ -37,8 +34,9 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make(database=False)
     finished(0)
     attacked(0, 5)
-    header = "lam,seed,val_robust,natural,pgd-3,worst-case\n"
-    write_text(Path("results/ablation/lambda.csv"), header + "0,0,0.5,0.98,0.6,0.5\n0.1,0,0.7,0.9,0.6,0.5\n")
+    header = "method,lam,tau,seed,val_robust,natural,pgd-3,worst-case\n"
+    rows = "adt_exp,0,,0,0.5,0.98,0.6,0.5\nadt_exp,0.1,,0,0.7,0.9,0.6,0.5\n"
+    write_text(Path("results/ablation/lambda.csv"), header + rows)
     return tmp_path
 
 
@@ -111,11 +109,6 @@ class Cable:
                 end.shutdown(socket.SHUT_RDWR)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
-
-
 def whole_record(uri: str) -> None:
     """Asserts that the record of the workspace is there, every run once and every measurement once."""
     client = MlflowClient(uri)
@@ -126,8 +119,8 @@ def whole_record(uri: str) -> None:
         "at_pgd",
         "at_pgd seed 0",
         "lambda study",
-        "lambda study: lam 0 seed 0",
-        "lambda study: lam 0.1 seed 0",
+        "lambda study: adt_exp lam 0 seed 0",
+        "lambda study: adt_exp lam 0.1 seed 0",
     ]
     assert {run.info.status for run in found} == {"FINISHED"}
     run = named["at_pgd seed 0"]
@@ -172,38 +165,10 @@ def test_a_server_that_dies_at_random_moments_ends_with_the_whole_record(
 
 
 @pytest.fixture
-def postgres(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The address of an empty database of a PostgreSQL server of our own."""
-    if find_spec("psycopg") is None:
-        pytest.skip("psycopg is not installed (pip install 'adt-pipeline[postgres]')")
-    if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
-        pytest.skip("initdb and pg_ctl, the programs of a PostgreSQL server, are not on the path")
-    user = None if os.geteuid() else "postgres"  # which the server refuses to be root for
-    if user and not account_exists(user):
-        pytest.skip("PostgreSQL does not run as root, and there is no account postgres to run it as")
-    folder, port = Path(tempfile.mkdtemp()), free_port()
-    if user:
-        shutil.chown(folder, user)
-
-    def call(*command: str) -> None:
-        subprocess.run(command, user=user, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
-
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    call("initdb", "-D", f"{folder}/data", "-U", "adt", "-A", "trust", "--no-sync")
-    call("pg_ctl", "-D", f"{folder}/data", "-o", options, "-l", f"{folder}/log", "-w", "start")
-    try:
-        yield f"postgresql://adt:secret@127.0.0.1:{port}/postgres"
-    finally:
-        call("pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "-w", "stop")
-        shutil.rmtree(folder)
-
-
-def account_exists(name: str) -> bool:
-    try:
-        pwd.getpwnam(name)
-    except KeyError:
-        return False
-    return True
+    with postgres_server() as address:
+        yield address
 
 
 def test_a_postgresql_database_holds_the_same_record(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:

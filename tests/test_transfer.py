@@ -442,11 +442,12 @@ def test_an_interrupted_stage_goes_on_where_it_was(work, attacks_run: list[str],
     run = loop.run
     calls = []
 
-    def interrupted(*arguments) -> Column:
+    def interrupted(*arguments, **named) -> Column:
         calls.append(1)
-        if len(calls) == 8:  # of 3 for each attack of a source, which is made and shown to two
+        # Of 3 for each attack of a source, which is made and shown to two; and one for each target as it is.
+        if len(calls) == 10:
             raise KeyboardInterrupt
-        return run(*arguments)
+        return run(*arguments, **named)
 
     monkeypatch.setattr(loop, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -498,6 +499,22 @@ def test_a_new_model_meets_everything_and_a_new_generator_everyone(
     save_weights(Path(f"runs/adt_exp_am/seed-0/{kind}.safetensors"), module.state_dict(), name)
     work(p)
     assert len(attacks_run) == again
+
+
+def test_a_new_cell_is_shown_what_the_others_make_and_nothing_is_shown_twice(work, monkeypatch) -> None:
+    work(small(["at_pgd"], [0, 1], ["fgsm"]))
+    shown, run = [], loop.run
+
+    def counted(attack, model, *rest, **named) -> Column:
+        shown.extend([1] if isinstance(attack, Shown) else [])
+        return run(attack, model, *rest, **named)
+
+    monkeypatch.setattr(loop, "run", counted)
+    grown = work(small(["at_pgd"], [0, 1, 2], ["fgsm"]))
+    assert len(shown) == 1 + 1 + 3
+    for path in Path(".work/transfer").iterdir():
+        path.unlink()
+    assert np.array_equal(work(small(["at_pgd"], [0, 1, 2], ["fgsm"])).broken, grown.broken)
 
 
 def test_one_cell_attacks_itself(work) -> None:

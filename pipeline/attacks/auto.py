@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.attacks.auto_parts import AllBroken, Apgd, Fab, Search, Square
 from pipeline.errors import UserError
 from pipeline.perturbation import L2, Linf, PerturbationSet
 from pipeline.seeding import Noise
@@ -48,6 +47,7 @@ class AutoAttack:
         `UserError` in a set other than Linf and L2, for apgd-t with fewer than 4 classes, whose loss
         compares the four greatest logits, and for square in L2 on images less than 5 pixels high.
         """
+        AllBroken, Apgd, Fab, Search, Square = _library()
         norm = _norm(perturbations)
         if not len(x):
             return x
@@ -80,6 +80,18 @@ class AutoAttack:
             raise UserError(
                 f"family autoattack: its part square in l2 needs images at least 5 pixels high, not {height}"
             )
+
+
+def _library() -> tuple[type, ...]:
+    """What needs the library, which a node that runs other attacks alone may lack."""
+    try:
+        from pipeline.attacks.auto_parts import AllBroken, Apgd, Fab, Search, Square
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"family autoattack: needs the package {(error.name or '').split('.')[0]}, which is not installed here;"
+            " install it, or leave the attack out of evaluation.attacks"
+        ) from None
+    return AllBroken, Apgd, Fab, Search, Square
 
 
 def _norm(perturbations: PerturbationSet) -> str:

@@ -48,6 +48,7 @@ def run(
     stream: Stream,
     batch_size: int,
     inner: Inner = EVALUATING,
+    natural: Column | None = None,
 ) -> Column:
     """Attack every example and judge the attacked images themselves, in float32.
 
@@ -55,12 +56,14 @@ def run(
     verdicts through the model itself, each twice, in two splits of the batch. Random starts
     belong to the example's index, so the result does not depend on `batch_size` beyond the
     rounding of batched arithmetic. An attack never mends an example: where it turns a
-    misclassified image into one that holds, the image itself is judged. Raises `VerdictError`,
+    misclassified image into one that holds, the image itself is judged: by `natural`, the column of
+    `identity` on the same model and examples, where the caller has it. Raises `VerdictError`,
     naming the example, where an image to attack leaves [0, 1], where an attack leaves [0, 1]
     or its perturbation set by more than 1e-6, and where the two verdicts disagree; and for
     images of another shape.
     """
     _check_images(examples)
+    known = None if natural is None else torch.from_numpy(natural.margin).to(examples.x.device)
     parts = []
     with frozen(model, inner) as fast:
         counted = Counted(fast)
@@ -71,9 +74,10 @@ def run(
                 raise VerdictError(f"returns {tuple(attacked.shape)} for images of {tuple(x.shape)}")
             norm = perturbations.norm(attacked - x)
             _check(attacked, norm, perturbations.eps, index)
-            distance, natural = (judge(model, images, labels, index) for images in (attacked, x))
-            mended = (distance > 0) & ~(natural > 0)
-            distance, norm = torch.where(mended, natural, distance), torch.where(mended, 0 * norm, norm)
+            distance = judge(model, attacked, labels, index)
+            before = judge(model, x, labels, index) if known is None else known[part]
+            mended = (distance > 0) & ~(before > 0)
+            distance, norm = torch.where(mended, before, distance), torch.where(mended, 0 * norm, norm)
             parts.append((distance.cpu().numpy(), norm.cpu().numpy()))
     margins, norms = (np.concatenate(values) for values in zip(*parts, strict=True))
     return Column(~(margins > 0), margins, norms, counted.gradient_evaluations, counted.forward_passes)

@@ -1,11 +1,13 @@
 """The attacks of `evaluation` in params.yaml, by name: what the attack stage and the studies run."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from pipeline import memory
 from pipeline.ascent import Inner
 from pipeline.attacks import loop
 from pipeline.attacks.catalogue import GRADIENT_FAMILIES, Perturb, compose, source
@@ -17,7 +19,7 @@ from pipeline.seeding import Noise, Stream
 from pipeline.verdicts import NATURAL, Column, Verdicts
 
 if TYPE_CHECKING:
-    from pipeline.params import Attack, Evaluation
+    from pipeline.params import Attack, Evaluation, Params
 
 
 def attacks(evaluation: "Evaluation") -> "dict[str, Attack | None]":
@@ -39,10 +41,16 @@ def description(evaluation: "Evaluation", names: Sequence[str]) -> list[Any]:
 
 
 def column(
-    name: str, evaluation: "Evaluation", model: nn.Module, examples: Split, perturbations: PerturbationSet
+    name: str,
+    evaluation: "Evaluation",
+    model: nn.Module,
+    examples: Split,
+    perturbations: PerturbationSet,
+    natural: Column | None = None,
 ) -> Column:
-    """The verdicts of one attack of `evaluation` on one model."""
-    return judged(name, attacks(evaluation)[name], evaluation, model, examples, perturbations)
+    """The verdicts of one attack of `evaluation` on one model; `natural` as in `judged`."""
+    settings = attacks(evaluation)[name]
+    return judged(name, settings, evaluation, model, examples, perturbations, natural=natural)
 
 
 def judged(
@@ -53,22 +61,29 @@ def judged(
     examples: Split,
     perturbations: PerturbationSet,
     keep: Callable[[Tensor], None] | None = None,
+    natural: Column | None = None,
 ) -> Column:
     """The verdicts of any attack (none: of the images themselves), judged as `evaluation` says.
 
     Random numbers come from a stream named after the attack. `keep` receives the attacked
-    images of every batch, in the order of `examples`. `VerdictError` names attack and example.
+    images of every batch, in the order of `examples`. `natural`: the model's column of that name on
+    the same examples, which spares judging the images themselves again. `VerdictError` names
+    attack and example.
     """
     attack = loop.identity if settings is None else compose(settings, perturbations.eps, examples)
+
+    def run(perturb: Perturb, part: Split, known: Column | None) -> Column:
+        inner, batch = _inner(settings, evaluation.precision), evaluation.batch_size
+        return loop.run(perturb, model, part, perturbations, stream(name, evaluation), batch, inner, known)
+
+    whole = attack if keep is None else _kept(attack, keep)
+    size = min(evaluation.batch_size, len(examples.x))
     try:
-        return loop.run(
-            attack if keep is None else _kept(attack, keep),
-            model,
-            examples,
-            perturbations,
-            stream(name, evaluation),
-            evaluation.batch_size,
-            _inner(settings, evaluation.precision),
+        return memory.bounded(
+            lambda: run(whole, examples, natural),
+            "evaluation.batch_size",
+            size,
+            lambda count: run(attack, examples.head(count), None),
         )
     except VerdictError as error:
         raise VerdictError(f"attack {name}: {error}") from error
@@ -113,6 +128,29 @@ def verdicts(
     evaluation: "Evaluation", names: Sequence[str], model: nn.Module, examples: Split, perturbations: PerturbationSet
 ) -> Verdicts:
     """The table of `natural` and the named attacks on a model that is in no file."""
-    chosen = dict.fromkeys([NATURAL, *names])
-    columns = {name: column(name, evaluation, model, examples, perturbations) for name in chosen}
-    return Verdicts.join(columns, examples.y.cpu().numpy(), examples.index.cpu().numpy(), "")
+    chosen = columns(evaluation, names, model, examples, perturbations)
+    return Verdicts.join(chosen, examples.y.cpu().numpy(), examples.index.cpu().numpy(), "")
+
+
+def columns(
+    evaluation: "Evaluation", names: Sequence[str], model: nn.Module, examples: Split, perturbations: PerturbationSet
+) -> dict[str, Column]:
+    """The columns of `natural`, which comes first, and of the named attacks."""
+    found: dict[str, Column] = {}
+    for name in dict.fromkeys([NATURAL, *names]):
+        found[name] = column(name, evaluation, model, examples, perturbations, found.get(NATURAL))
+    return found
+
+
+def said(p: "Params", name: str) -> str:
+    """An attack's parameters as verdict tables keep them: JSON; `{}` for `natural`, which has none.
+
+    The hash of a user's own attack is among them. Batch size stays out: it decides no verdict.
+    """
+    settings = attacks(p.evaluation)[name]
+    if settings is None:
+        return "{}"
+    code = own_code(p.evaluation).get(name)
+    told = settings.model_dump(exclude_none=True) | ({"code": code} if code else {})
+    how = {"seed": p.evaluation.seed, "precision": p.evaluation.precision}
+    return json.dumps(told | {"set": p.threat.set, "eps": p.threat.eps} | how, sort_keys=True)

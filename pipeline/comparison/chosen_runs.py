@@ -36,6 +36,12 @@ class Chosen:
         return self.description["seed"]
 
     @property
+    def data(self) -> str:
+        """What its data are called."""
+        data = self.description["data"]
+        return data.get("title", data["name"])
+
+    @property
     def group(self) -> str:
         """What the seeds of a method with given parameters, data and code share."""
         return TrackedRun(dict(self.description), [], Path()).parent_key
@@ -52,7 +58,7 @@ class Chosen:
                 " run its attack stage again: dvc repro"
             )
         examples = digest([table.index.tolist(), table.labels.tolist()])
-        facts = {"data": f"{data['name']} {data['sha256'][:8]}", "attacks": ", ".join(table.attacks)}
+        facts = {"data": f"{self.data} {data['sha256'][:8]}", "attacks": ", ".join(table.attacks)}
         facts |= {"test examples": f"{len(table.labels)} images {examples[:8]}"}
         facts |= {f"threat {key}": value for key, value in threat.items()}
         for attack, text in zip(table.attacks, table.settings, strict=True):
@@ -87,10 +93,16 @@ def at(folder: Path) -> Chosen:
     if checkpoint.exists() and digest_file(checkpoint) != table.checkpoint:
         raise UserError(f"--runs {folder}: {verdicts} is about another checkpoint than this one; run dvc repro there")
     description, history = read_json(folder / "run.json"), read_csv(folder / "history.csv")
-    facts = live.recorded(description["key"])
+    facts = live.recorded(description["key"]) or _sent(folder)
     known = {"seconds": facts["seconds"], "device": facts["machine"]["device"]} if facts else {}
     epoch = read_json(folder / "metrics.json")["selected_epoch"]
     return Chosen(str(folder), description, Result.of(table, description, epoch, history), known)
+
+
+def _sent(folder: Path) -> Mapping[str, Any]:
+    """The circumstances of a training on another machine, which its campaign sent along; {} without."""
+    device = folder / "device.json"
+    return read_json(device)["training"] if device.exists() else {}
 
 
 def _from_files(pattern: str) -> list[Chosen]:

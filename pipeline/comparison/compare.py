@@ -85,9 +85,15 @@ def summarise(results: Results) -> dict[str, dict[str, Summary]]:
 
 
 def compare(
-    results: Results, reference: str, confidence: float, resamples: int, seed: int, published: Mapping[str, Any] | None
+    results: Results,
+    data: str,
+    reference: str,
+    confidence: float,
+    resamples: int,
+    seed: int,
+    published: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The content of comparison.json; every result has the same attacks.
+    """The content of comparison.json; every result has the same attacks. `data`: what the data are called.
 
     Accuracies are percentages on the test set, differences are points against `reference`, with
     intervals at `confidence`. `resamples` and `seed`: of the bootstrap. `published`: from
@@ -107,6 +113,7 @@ def compare(
         "resamples": resamples,
         "metrics": metrics,
         "seeds": sorted({seed for runs in results.values() for seed in runs}),
+        "data": data,
         "test_examples": len(next(iter(results[reference].values())).verdicts.labels),
         "methods": {m: {name: _summary(s) for name, s in summary.items()} for m, summary in summaries.items()},
         "differences": differences(paired, metrics, confidence, resamples, seed),

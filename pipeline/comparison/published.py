@@ -1,7 +1,10 @@
-"""Numbers that the authors of ADT published for CIFAR-10, beside which ours are put.
+"""Published numbers, beside which ours are put; pipeline/params/studies.py says which data each table is about.
 
-Source: their response to the reviews of "Adversarial Distributional Training for Robust Deep
-Learning" (NeurIPS 2020), which is published with the paper. Values are as printed there.
+Tables A and B: the authors' response to the reviews of "Adversarial Distributional Training for Robust Deep
+Learning" (NeurIPS 2020), which is published with the paper, as printed there. The other two of theirs: comments in
+adt_impam.py of their development code (github thudzj/ADT, af3529d), which count errors; accuracies are 100 minus
+their share. Rice et al. (2020): the log cifar10_validation/preactresnet18 of github locuslab/robust_overfitting,
+c47a25c, epoch 102.
 """
 
 from collections.abc import Mapping
@@ -19,7 +22,6 @@ class PublishedTable:
     """
 
     settings: str
-    data: str
     runs: int
     values: Mapping[str, Mapping[str, Value]]
 
@@ -33,10 +35,14 @@ def _rows(metrics: list[str], rows: Mapping[str, list[Value]]) -> dict[str, dict
     return {method: dict(zip(metrics, values, strict=True)) for method, values in rows.items()}
 
 
+def _accuracy(errors: int, images: int) -> Value:
+    """Of one run, in % to two decimals."""
+    return round(100 * (1 - errors / images), 2), None
+
+
 TABLES = {
     "table-a": PublishedTable(
         "linf, eps 8/255, with early stopping, weight decay and PGD steps of Rice et al. (2020)",
-        "cifar10",
         1,
         _rows(
             ["natural", "pgd-10", "pgd-20", "pgd-100"],
@@ -50,7 +56,6 @@ TABLES = {
     ),
     "table-b": PublishedTable(
         "linf, eps 8/255, the settings of the paper",
-        "cifar10",
         3,
         _rows(
             ["natural", "pgd-20", "pgd-100"],
@@ -61,6 +66,22 @@ TABLES = {
                 "adt_imp_am": [(87.58, 0.14), (51.90, 0.15), (50.94, 0.16)],
             },
         ),
+    ),
+    "rice-preactresnet18": PublishedTable(
+        "linf, eps 8/255, PreActResNet-18 trained for 200 epochs, epoch selected on 1,000 validation images: Rice et"
+        " al. (2020)",
+        1,
+        _rows(["natural", "pgd-10"], {"at_pgd": [(81.80, None), (53.11, None)]}),
+    ),
+    "authors-cifar100": PublishedTable(
+        "linf, eps 8/255, lambda 1, tau 0.9, a comment in the authors' development code",
+        1,
+        _rows(["natural", "pgd-20"], {"adt_imp_am": [_accuracy(3593, 10000), _accuracy(7062, 10000)]}),
+    ),
+    "authors-svhn": PublishedTable(
+        "linf, eps 4/255, lambda 1, tau 0.9, a comment in the authors' development code",
+        1,
+        _rows(["natural", "pgd-20"], {"adt_imp_am": [_accuracy(1603, 26032), _accuracy(12662, 26032)]}),
     ),
 }
 

@@ -44,8 +44,9 @@ def chosen(p: "Params", patterns: Sequence[str], reference: str | None, allow_mi
         raise UserError(f"--reference {reference}: not one of the rows: {', '.join(arranged)}")
     default = p.comparison.reference if p.comparison.reference in arranged else next(iter(arranged))
     settings = p.comparison
+    data = ", ".join(sorted({run.data for run in runs}))
     content = compare(
-        results(arranged), reference or default, settings.confidence, settings.resamples, settings.seed, None
+        results(arranged), data, reference or default, settings.confidence, settings.resamples, settings.seed, None
     )
     heading = f"# {len(runs)} chosen runs" + (
         f"\n\nMIXED, so differences may have other causes: {differing}" * bool(differing)

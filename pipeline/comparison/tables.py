@@ -60,7 +60,7 @@ def _accuracies(comparison: Content) -> list[str]:
         for method, summary in comparison["methods"].items()
     ]
     return [
-        f"Accuracy in % on {comparison['test_examples']} test images, {spread}."
+        f"Accuracy in % on {comparison['test_examples']} test images of {comparison['data']}, {spread}."
         " Cost: gradient evaluations an example and epoch. Total: those of the whole training, and how many"
         f" times those of {comparison['reference']}.",
         _table(["method", *metrics, "cost", "total"], body),

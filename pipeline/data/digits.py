@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.data.partition import split_test
 from pipeline.data.store import Arrays
 
 if TYPE_CHECKING:
@@ -17,17 +18,8 @@ def load(settings: "Data") -> Arrays:
     seed of the split come from `settings.split`.
     """
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
     source = load_digits()
     images = np.rint(source.images * (255 / 16)).astype(np.uint8)[:, None]
     labels = source.target.astype(np.int64)
-    split = settings.split
-    rest, test = train_test_split(
-        np.arange(len(labels)), test_size=split.test, random_state=split.seed, stratify=labels
-    )
-    train, validation = train_test_split(
-        rest, test_size=split.validation, random_state=split.seed, stratify=labels[rest]
-    )
-    parts = {"train": np.sort(train), "validation": np.sort(validation), "test": np.sort(test)}
-    return Arrays(images, labels, parts, [str(digit) for digit in range(10)])
+    return split_test((images, labels), [str(digit) for digit in range(10)], settings.split)

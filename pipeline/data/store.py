@@ -7,6 +7,8 @@ first two only.
 """
 
 import hashlib
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,10 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a data set on a device: x float32 in [0, 1] (N, C, H, W), y and index int64 (N,)."""
+    """One part of a data set on a device: y and index int64 (N,), and the images x (N, C, H, W).
+
+    x is float32 in [0, 1], or uint8 as stored where the part is large and read in batches (`images`).
+    """
 
     x: Tensor
     y: Tensor
@@ -41,18 +46,45 @@ class Split:
         """The first `count` examples."""
         return Split(self.x[:count], self.y[:count], self.index[:count])
 
+    def images(self, rows: Tensor) -> Tensor:
+        """The images of `rows` in [0, 1]; what is stored as uint8 becomes float32 here, so batch by batch."""
+        return _unit(self.x[rows])
 
-def save(arrays: Arrays, folder: Path, name: str) -> dict[str, Any]:
-    """Write a prepared folder; `meta.json` comes last, so a folder with it is complete. Returns the meta."""
-    (folder / "meta.json").unlink(missing_ok=True)
+
+def save(
+    arrays: Arrays, folder: Path, name: str, title: str | None = None, expected: str | None = None
+) -> dict[str, Any]:
+    """Write a prepared folder and return its meta, which holds `title` where it says more than `name`.
+
+    `UserError` where the content hash is not `expected`. All is written beside `folder`, which
+    is replaced at the very end; `meta.json` comes last, so a folder with it is complete.
+    """
+    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        meta = _write(arrays, temporary, {"name": name} | ({"title": title} if title not in (None, name) else {}))
+        if expected not in (None, meta["sha256"]):
+            raise UserError(f"params.yaml: data.sha256: {name} has the content hash {meta['sha256']}, not {expected}")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return meta
+
+
+def _write(arrays: Arrays, folder: Path, names: dict[str, str]) -> dict[str, Any]:
     content = hashlib.sha256()
     for part, index in arrays.parts.items():
         images, labels = arrays.images[index], arrays.labels[index]
         for array in (images, labels, index):
-            content.update(np.ascontiguousarray(array).tobytes())
+            content.update(memoryview(np.ascontiguousarray(array)).cast("B"))
         write_npz(folder / f"{part}.npz", images=images, labels=labels, index=index)
-    meta = {
-        "name": name,
+    meta = names | {
         "shape": list(arrays.images.shape[1:]),
         "classes": arrays.classes,
         "counts": {part: len(index) for part, index in arrays.parts.items()},
@@ -70,10 +102,18 @@ def load_meta(folder: Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def load_split(folder: Path, part: str, device: torch.device | str = "cpu") -> Split:
-    """One part ("train", "validation" or "test") as tensors on `device`."""
+def load_pixels(folder: Path, part: str, device: torch.device | str = "cpu") -> Split:
+    """One part ("train", "validation" or "test") on `device`, images uint8 as stored."""
     with np.load(folder / f"{part}.npz") as arrays:
-        images = torch.from_numpy(arrays["images"]).to(device)
-        labels = torch.from_numpy(arrays["labels"]).to(device)
-        index = torch.from_numpy(arrays["index"]).to(device)
-    return Split(images.float() / 255, labels, index)
+        return Split(*(torch.from_numpy(arrays[name]).to(device) for name in ("images", "labels", "index")))
+
+
+def load_split(folder: Path, part: str, device: torch.device | str = "cpu") -> Split:
+    """One part ("train", "validation" or "test") on `device`, images float32 in [0, 1]."""
+    stored = load_pixels(folder, part, device)
+    return Split(_unit(stored.x), stored.y, stored.index)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """uint8 becomes float32 in [0, 1]; floating point stays as it is."""
+    return x if x.is_floating_point() else x.float() / 255

@@ -41,7 +41,7 @@ class Evidence:
 class Check:
     """One question to the evidence.
 
-    `figure` measures (NaN where a random model left nothing to measure); the check passes
+    `figure` measures (None where a random model left nothing to measure); the check passes
     where it is at most, or with `least` at least, `threshold`.
     """
 

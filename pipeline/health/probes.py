@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.data.store import Split
 from pipeline.losses import cross_entropy, margin
 from pipeline.perturbation import PerturbationSet, onto_images
 from pipeline.seeding import Noise, Stream
+from pipeline.verdicts import NATURAL, Column
 
 if TYPE_CHECKING:
     from pipeline.params import Attack, Params
@@ -35,7 +37,14 @@ class Subject:
     def broken(self, name: str, settings: "Attack | None", perturbations: PerturbationSet | None = None) -> np.ndarray:
         """Which examples an attack breaks: bool (N,). Random numbers belong to `name`."""
         threat = perturbations or self.perturbations()
-        return suite.judged(name, settings, self.p.evaluation, self.model, self.examples, threat).broken
+        return suite.judged(
+            name, settings, self.p.evaluation, self.model, self.examples, threat, natural=self.natural
+        ).broken
+
+    @cached_property
+    def natural(self) -> Column:
+        """The verdicts on the images themselves."""
+        return suite.judged(NATURAL, None, self.p.evaluation, self.model, self.examples, self.perturbations())
 
     def noise(self, purpose: str) -> Noise:
         """Random numbers of the images for one probe."""

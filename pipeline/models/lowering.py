@@ -26,6 +26,8 @@ class Lowered(nn.Module):
 def _lowered(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     view = copy.copy(module)
     view._modules = {name: child and _lowered(child, dtype) for name, child in module._modules.items()}
+    if isinstance(view, Lowered):  # a view of a view
+        view.dtype = dtype
     if type(module) in (nn.Conv2d, nn.Linear):
         view._parameters = {name: _cast(value, dtype) for name, value in module._parameters.items()}
     return view

@@ -26,5 +26,5 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Standardised images."""
-        return (x - self.mean) / self.std
+        """Standardised images, in the dtype of x also where that is lower than the settings'."""
+        return ((x - self.mean) / self.std).to(x.dtype)

@@ -7,13 +7,15 @@ raises a `UserError` of one line that names the file, the key and what is allowe
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import UserError
+from pipeline.params.ablation import Ablation
 from pipeline.params.attack import FAMILIES, NORM_FAMILIES, REPEATABLE, Attack
 from pipeline.params.base import Count, Key, Positive, Section, Seed
+from pipeline.params.data import Data, Split
 from pipeline.params.evaluation import Evaluation, Health, Transfer
 from pipeline.params.methods import (
     Amortized,
@@ -29,7 +31,8 @@ from pipeline.params.methods import (
     Trades,
 )
 from pipeline.params.protocol import fill_in
-from pipeline.params.studies import Ablation, Comparison, Degeneracy, Landscape
+from pipeline.params.search import Pruning, Range, Search
+from pipeline.params.studies import PUBLISHED, Comparison, Degeneracy, Diversity, Landscape
 from pipeline.params.training import Augmentation, Model, Optimizer, Schedule, Selection, Train
 from pipeline.yaml_files import read_yaml
 
@@ -40,7 +43,9 @@ __all__ = [
     "Attack",
     "Augmentation",
     "Comparison",
+    "Data",
     "Degeneracy",
+    "Diversity",
     "Evaluation",
     "Explicit",
     "FAMILIES",
@@ -56,9 +61,13 @@ __all__ = [
     "Params",
     "Runtime",
     "ProjectedGradient",
+    "Pruning",
     "REPEATABLE",
+    "Range",
     "Schedule",
+    "Search",
     "Selection",
+    "Split",
     "Standard",
     "Threat",
     "Trades",
@@ -70,21 +79,6 @@ __all__ = [
 ]
 
 PARAMS_FILE = Path("params.yaml")
-
-
-class Split(Section):
-    """How the source is split, stratified by class; the rest is the training set."""
-
-    validation: Count = Field(description="images held out for selection")
-    test: Count = Field(description="images for the final evaluation")
-    seed: Seed = Field(description="seed of the split, independent of the training seeds")
-
-
-class Data(Section):
-    """Which data set, and its split."""
-
-    name: Literal["digits"] = Field(description="data set")
-    split: Split
 
 
 class Threat(Section):
@@ -144,7 +138,9 @@ class Params(Section):
     health: Health
     landscape: Landscape
     ablation: Ablation
+    search: Search
     degeneracy: Degeneracy
+    diversity: Diversity
     comparison: Comparison
     verification: Verification
     runtime: Runtime
@@ -171,6 +167,17 @@ class Params(Section):
                 f"comparison.reference: {self.comparison.reference!r} is not one of matrix.methods"
                 f" ({', '.join(self.matrix.methods)})"
             )
+        about = PUBLISHED.get(self.comparison.published or "", self.data.called)
+        if about != self.data.called:
+            raise ValueError(
+                f"comparison.published: {self.comparison.published} is about {about}, and the data are"
+                f" {self.data.called}"
+            )
+        for method in self.diversity.models:
+            if method not in self.matrix.methods:
+                raise ValueError(
+                    f"diversity.models: {method!r} is not one of matrix.methods ({', '.join(self.matrix.methods)})"
+                )
         named = [("health.base", self.health.base)]
         for section in ("ablation", "degeneracy", "transfer"):
             named += [(f"{section}.attacks", name) for name in getattr(self, section).attacks]
@@ -260,14 +267,23 @@ def _names(section: type[Section]) -> list[str]:
 def _section_at(location: tuple[int | str, ...]) -> type[Section]:
     """The section that a dotted key leads to; `KeyError` or `TypeError` where it leads to a value or nowhere."""
     section: type[Section] = Params
-    for part in location:
-        if section in (Evaluation, Health) and part == "attacks":
-            return Attack
-        annotation = section.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, Section)):
-            raise TypeError(f"{part} is no section")
-        section = annotation
+    parts = iter(location)
+    for part in parts:
+        section, named = _inside(section.model_fields[str(part)].annotation)
+        if named:
+            next(parts, None)
     return section
+
+
+def _inside(annotation: Any) -> tuple[type[Section], bool]:
+    """The section that a key holds, and whether it holds several (then the next part of the path says which)."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation, False
+    named = get_origin(annotation) in (dict, list)
+    for inner in get_args(annotation):
+        if isinstance(inner, type) and issubclass(inner, Section):
+            return inner, named
+    raise TypeError("no section")
 
 
 def _is_plain(value: Any) -> bool:

@@ -27,7 +27,7 @@ def accuracies(table: Mapping[str, Any], path: Path) -> None:
             runs = list(summary[metric]["runs"].values())
             axes.plot([x] * len(runs), runs, ".", ms=5, color=colour, alpha=0.35)
     axes.set_xticks(range(len(metrics)), metrics)
-    axes.set_ylabel(f"accuracy on {table['test_examples']} test images, %")
+    axes.set_ylabel(f"accuracy, %\n{_images(table)}")
     axes.grid(axis="y", alpha=0.3)
     bars = ", bars ± sample standard deviation" if len(table["seeds"]) >= 3 else ""
     axes.set_title(f"Mean over {len(table['seeds'])} seeds{bars}, dots single runs", fontsize=10)
@@ -53,7 +53,7 @@ def tradeoff(table: Mapping[str, Any], path: Path) -> None:
     cost.xaxis.set_major_formatter(EngFormatter(sep=""))
     cost.minorticks_off()
     cost.set_xlabel("gradient evaluations of the training")
-    natural.set_xlabel(f"natural accuracy on {table['test_examples']} test images, %")
+    natural.set_xlabel(f"natural accuracy, %\n{_images(table)}")
     cost.set_ylabel("accuracy under all attacks at once, %")
     for axes in (cost, natural):
         axes.grid(alpha=0.3)
@@ -86,3 +86,7 @@ def curves(
     panels[0][0].set_ylabel("validation accuracy, %")
     panels[0][0].legend(frameon=False, fontsize=9, loc="lower right")
     save(figure, path)
+
+
+def _images(table: Mapping[str, Any]) -> str:
+    return f"{table['test_examples']} test images of {table['data']}"

@@ -11,7 +11,12 @@ from pipeline.plots.style import COLOURS, save
 
 
 def draw(
-    widths: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, Any]], attack: str, steps: int, path: Path
+    data: str,
+    widths: Sequence[Mapping[str, Any]],
+    table: Sequence[Mapping[str, Any]],
+    attack: str,
+    steps: int,
+    path: Path,
 ) -> None:
     """Width and loss of distributions against inner steps, one line a lambda; accuracies of lambda = 0 and AT_PGD."""
     figure, (width, loss, accuracy) = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
@@ -47,5 +52,7 @@ def draw(
     for axes in (width, loss, accuracy):
         axes.grid(alpha=0.3)
     seeds = len({row["seed"] for row in table})
-    figure.suptitle(f"Without entropy: lines and squares are means over {seeds} seeds, dots single runs", fontsize=10)
+    figure.suptitle(
+        f"{data}, without entropy: lines and squares are means over {seeds} seeds, dots single runs", fontsize=10
+    )
     save(figure, path)

@@ -15,7 +15,12 @@ from pipeline.plots.style import save
 
 
 def draw(
-    accuracies: np.ndarray, attacks: Sequence[str], sources: Sequence[str], targets: Sequence[str], path: Path
+    data: str,
+    accuracies: np.ndarray,
+    attacks: Sequence[str],
+    sources: Sequence[str],
+    targets: Sequence[str],
+    path: Path,
 ) -> None:
     """Accuracies in % (attacks, sources, targets): a heat map an attack, all on one colour scale, without rows of NaN.
 
@@ -39,7 +44,7 @@ def draw(
     for axes in panels[len(attacks) :]:
         axes.set_axis_off()
     figure.colorbar(picture, ax=grid, label="accuracy, %", shrink=0.6)
-    figure.suptitle("The column's model under attacks made with the row's; framed: with itself", fontsize=10)
+    figure.suptitle(f"{data}: the column's model under attacks made with the row's; framed: with itself", fontsize=10)
     save(figure, path)
 
 

@@ -20,10 +20,29 @@ FIGURES = (
     ("curves.png", "compare", "Accuracy on validation images while training; the selected epochs are ringed"),
     ("health.png", "health", "Accuracy as the set grows, and the checks of every run"),
     ("transfer/transfer.png", "transfer", "Every model under attacks made with every other"),
-    ("landscape/landscape.png", "landscape", "Loss surfaces around test images"),
-    ("ablation/lambda.png", "ablation", "ADT_EXP against lambda"),
+    ("landscape/landscape.png", "landscape", "Loss surfaces around test images, mean over images and seeds"),
+    ("landscape/surface.png", "landscape", "The same in space"),
+    ("landscape/images.png", "landscape", "Loss surfaces around single test images"),
+    ("landscape/curvature.png", "landscape", "Curvature, linearity and range of the loss around test images"),
+    ("diversity/measures.png", "diversity", "Samples of distributions, of PGD with restarts and of noise"),
+    ("diversity/projection.png", "diversity", "The samples of single images in a plane, and the loss there"),
+    ("diversity/images.png", "diversity", "Clean images, perturbations and perturbed images"),
+    ("diversity/budget.png", "diversity", "Loss reached and images broken against cost"),
+    ("ablation/lambda.png", "ablation", "Training against lambda"),
     ("degeneracy/degeneracy.png", "degeneracy", "ADT_EXP with lambda 0 beside AT_PGD"),
+    ("search/pareto.png", "search", "The search: validation accuracy under attack against the cost of training"),
+    ("search/history.png", "search", "The search, trial by trial"),
+    ("search/importance.png", "search", "Which parameters mattered to the search"),
+    ("search/slice.png", "search", "The search, parameter by parameter"),
+    ("search/parallel.png", "search", "The search, a line a trial"),
 )
+# What stages wrote for people, and what it is.
+TEXTS = (
+    ("ablation/claims.md", "Which claims about lambda hold"),
+    ("diversity/diversity.md", "What a distribution knows"),
+    ("landscape/curvature.md", "How curved the loss is"),
+)
+TABLES = ("ablation/lambda.csv", "degeneracy/accuracy.csv", "search/trials.csv")
 
 
 @dataclass(frozen=True)
@@ -60,7 +79,7 @@ def gather(p: "Params", runs: Path, verdicts: Path, results: Path = RESULTS) -> 
     cells = [(method, seed) for method in p.matrix.methods for seed in p.matrix.seeds]
     transfer = Transfer.load(results / "transfer" / "verdicts.npz")
     return {
-        "title": f"{p.data.name}, {p.threat.set} eps {p.threat.eps:g}",
+        "title": f"{p.data.called}, {p.threat.set} eps {p.threat.eps:g}",
         "preset": p.preset,
         "seeds": p.matrix.seeds,
         "comparison": read_json(results / "comparison.json"),
@@ -70,7 +89,8 @@ def gather(p: "Params", runs: Path, verdicts: Path, results: Path = RESULTS) -> 
         "runs": [run(method, seed, runs, verdicts) for method, seed in cells],
         "attacks": {name: _set_keys(attack) for name, attack in p.evaluation.attacks.items()},
         "figures": [figure(results / name, stage, caption) for name, stage, caption in FIGURES],
-        "tables": {name: read_csv(results / name) for name in ("ablation/lambda.csv", "degeneracy/accuracy.csv")},
+        "texts": {caption: (results / name).read_text() for name, caption in TEXTS},
+        "tables": {name: read_csv(results / name) for name in TABLES},
     }
 
 
@@ -80,7 +100,7 @@ def run(method: str, seed: int, runs: Path, verdicts: Path) -> Run:
     described, metrics = read_json(folder / "run.json"), read_json(folder / "metrics.json")
     facts = {
         "content key": described["key"],
-        "data": described["data"]["name"],
+        "data": described["data"].get("title", described["data"]["name"]),
         "data sha256": described["data"]["sha256"],
         "code sha256": described["code"],
         "checkpoint": str(folder / "model.safetensors"),

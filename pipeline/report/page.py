@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from markupsafe import Markup
 
 from pipeline.comparison import tables
 from pipeline.labels import method_label
@@ -26,6 +28,13 @@ def render(content: Mapping[str, Any]) -> str:
         "score": tables.score,
         "beside": tables.beside,
         "summary": tables.plus_minus,
+        "markdown": _html,
     }
     environment.tests["convincing"] = tables.convincing
     return environment.get_template(TEMPLATE).render(content)
+
+
+def _html(text: str) -> Markup:
+    """Markdown of this project, without its title, as HTML; raw HTML in it comes out as text."""
+    _, _, body = text.partition("\n")
+    return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(body))

@@ -1,28 +1,29 @@
-"""The lambda grid: every point of a study once, whatever interrupts it."""
+"""A grid study: every point once, whatever interrupts it."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 
-Evaluate = Callable[[float, int], tuple[float, dict[str, float]]]
+Point = Mapping[str, float | int]
+Evaluate = Callable[[Point], tuple[float, dict[str, float]]]
 
 
-def lambda_grid(
-    lams: list[float],
-    seeds: list[int],
+def run_grid(
+    points: Sequence[Point],
     evaluate: Evaluate,
     storage: Path,
     study_name: str,
     on_point: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
-    """Evaluate every (lambda, seed) once; returns one row a point, ordered by (lambda, seed).
+    """Evaluate every point once; returns one row a point, in the order of `points`.
 
-    `evaluate(lam, seed)` returns the objective (validation robust accuracy) and the
+    A point names its coordinates, whole numbers or floats, at most once in `points`; points need not have the
+    same ones. `evaluate(point)` returns the objective (validation robust accuracy) and the
     measured values. `study_name` must determine what a trial means (a hash of everything but
-    lambda and seed): a study of that name in `storage` is continued, its finished trials
+    the point): a study of that name in `storage` is continued, its finished trials
     are not repeated, and a trial that a killed process left running is run again.
     `on_point` receives every row as soon as it is there, those of earlier processes first.
     """
@@ -36,34 +37,42 @@ def lambda_grid(
     )
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-    space = {
-        "lam": optuna.distributions.FloatDistribution(0, max(lams)),
-        "seed": optuna.distributions.IntDistribution(0, max(seeds)),
-    }
     done = _finished(study)
-    points = [(lam, seed) for lam in lams for seed in seeds]
-    for point in sorted(points, key=lambda point: point not in done):
-        if point in done:
-            on_point(done[point])
+    for point in sorted(points, key=lambda point: _key(point) not in done):
+        if _key(point) in done:
+            on_point(done[_key(point)])
             continue
-        study.sampler = _fixed({"lam": point[0], "seed": point[1]})
-        trial = study.ask(space)
-        value, measured = evaluate(trial.params["lam"], trial.params["seed"])
+        study.sampler = _fixed(point)
+        trial = study.ask({name: _around(value) for name, value in point.items()})
+        value, measured = evaluate(trial.params)
         for name, number in measured.items():
             trial.set_user_attr(name, number)
         study.tell(trial, value)
         on_point({**trial.params, "val_robust": value, **measured})
     done = _finished(study)
-    return [done[point] for point in sorted(points)]
+    return [done[_key(point)] for point in points]
 
 
-def _fixed(point: dict[str, Any]) -> optuna.samplers.BaseSampler:
+def _key(point: Point) -> frozenset[tuple[str, float | int]]:
+    """A point as what it is looked up by; 1 and 1.0 are the same number here as in the study."""
+    return frozenset(point.items())
+
+
+def _around(value: float | int) -> optuna.distributions.BaseDistribution:
+    """A range that holds a value; ranges of a name may differ between the trials of a study."""
+    ends = sorted((0, value))
+    if isinstance(value, int):
+        return optuna.distributions.IntDistribution(*ends)
+    return optuna.distributions.FloatDistribution(*ends)
+
+
+def _fixed(point: Point) -> optuna.samplers.BaseSampler:
     """A sampler that proposes exactly this point (nothing is left for the sampler behind it)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.PartialFixedSampler(point, optuna.samplers.RandomSampler(seed=0))
+        return optuna.samplers.PartialFixedSampler(dict(point), optuna.samplers.RandomSampler(seed=0))
 
 
-def _finished(study: optuna.Study) -> dict[tuple[float, int], dict[str, Any]]:
+def _finished(study: optuna.Study) -> dict[frozenset[tuple[str, float | int]], dict[str, Any]]:
     trials = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    return {(t.params["lam"], t.params["seed"]): {**t.params, "val_robust": t.value, **t.user_attrs} for t in trials}
+    return {_key(t.params): {**t.params, "val_robust": t.value, **t.user_attrs} for t in trials}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pipeline import seeding
+from pipeline import memory, seeding
 from pipeline.adversaries import Adversary
 from pipeline.adversaries.base import repeat
 from pipeline.ascent import Inner, autocast
@@ -154,7 +154,7 @@ class Trainer:
             lr = rate(self.settings.schedule, self.settings.optimizer.lr, progress)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            stats = self.step(epoch, train, batches[number])
+            stats = self._bounded_step(epoch, train, batches[number])
             self._check_finite(stats, f"epoch {epoch}, batch {number + 1} of {len(batches)}")
             for name, value in stats.items():
                 totals[name] = totals.get(name, 0.0) + value
@@ -163,9 +163,17 @@ class Trainer:
                 self._save_state()
         return {"epoch": epoch, "lr": lr} | {name: total / len(batches) for name, total in totals.items()}
 
+    def _bounded_step(self, epoch: int, train: Split, index: Tensor) -> dict[str, float]:
+        """`step`; memory that runs out ends the training with a `UserError` that names a batch size."""
+
+        def step(count: int) -> dict[str, float]:
+            return self.step(epoch, train, index[:count])
+
+        return memory.bounded(lambda: step(len(index)), "train.batch_size", len(index), step, least=2)
+
     def step(self, epoch: int, train: Split, index: Tensor) -> dict[str, float]:
         """One batch, the examples `index` of `train`: samples, one backward pass, one step of every optimiser."""
-        x, labels = train.x[index], train.y[index]
+        x, labels = train.images(index), train.y[index]
         x = augment(x, self.settings.augmentation, Stream.of(self.seed, "augmentation", epoch).at(index))
         samples = self.adversary(self.model, x, labels, Stream.of(self.seed, "adversary", epoch).at(index))
         optimizers = [o for o in (self.optimizer, self.adversary_optimizer) if o is not None]
@@ -192,16 +200,21 @@ class Trainer:
             raise Diverged(f"{self.name}: training diverged at {place}: {', '.join(wrong)}")
 
     def _validate(self, validation: Split) -> Scores:
-        return validate(
-            self.evaluated,
-            validation.x,
-            validation.y,
-            self.settings.selection,
-            self.perturbations,
-            Stream.of(self.seed, "validation"),
-            self.settings.selection.batch_size,
-            Inner(precision=self.settings.precision),
-        )
+        def scores(part: Split) -> Scores:
+            return validate(
+                self.evaluated,
+                part.x,
+                part.y,
+                self.settings.selection,
+                self.perturbations,
+                Stream.of(self.seed, "validation"),
+                self.settings.selection.batch_size,
+                Inner(precision=self.settings.precision),
+            )
+
+        size = min(self.settings.selection.batch_size, len(validation.x))
+        key = "train.selection.batch_size"
+        return memory.bounded(lambda: scores(validation), key, size, lambda count: scores(validation.head(count)))
 
     def _diagnose(self, validation: Split) -> dict[str, float]:
         """What the adversary says about its distribution on the first validation images."""

@@ -16,10 +16,11 @@ from torch import nn
 from pipeline.adversaries.explicit import Explicit
 from pipeline.ascent import Ascent, frozen
 from pipeline.data.store import Split
-from pipeline.diversity import describe
 from pipeline.losses import cross_entropy
 from pipeline.perturbation import PerturbationSet
+from pipeline.samplers import Learned
 from pipeline.seeding import Stream
+from pipeline.studies.diversity import describe
 from pipeline.verdicts import Verdicts
 
 
@@ -41,10 +42,11 @@ def collapse(
     for lam in lams:
         for count in steps:
             searched = adversary.settings.model_copy(update={"lam": lam, "steps": count})
-            search = Explicit(searched, adversary.perturbations, *adversary.shape[:2])
-            described = describe(search, model, examples.x, examples.y, samples, stream)
-            deviation = math.sqrt(described.diversity)
-            rows.append({"lam": lam, "steps": count, "deviation": deviation, "loss": described.adversarial_loss})
+            described = describe(
+                Learned.with_settings(searched), model, examples.x, examples.y, adversary.perturbations, stream, samples
+            ).means()
+            deviation = math.sqrt(described["diversity"])
+            rows.append({"lam": lam, "steps": count, "deviation": deviation, "loss": described["adversarial_loss"]})
     return rows
 
 
