@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from pipeline import params
-from pipeline.data.store import load_meta
-from pipeline.files import write_json, write_text
+from pipeline.files import read_json, write_json, write_text
 from pipeline.studies import claims, claims_text
 from stages.common import run_stage
 
@@ -15,7 +14,7 @@ def main() -> None:
     """Judge the table and say it in words."""
     p = params.load()
     judged = claims.judge(claims.read(FOLDER / "lambda.csv"), p.ablation.attack, p.ablation.confidence)
-    images = load_meta(Path("data") / p.data.name)["counts"]["test"]
+    images = read_json(Path("data") / p.data.name / "meta.json")["counts"]["test"]
     write_json(FOLDER / "claims.json", judged)
     write_text(FOLDER / "claims.md", claims_text.markdown(p.data.called, judged, p.ablation.epochs, images))
 

@@ -42,6 +42,7 @@ STAGES = {
     "health": "results/health.md",
     "compare": "results/comparison.md",
     "ablation": "results/ablation/lambda.csv",
+    "claims": "results/ablation/claims.md",
     "degeneracy": "results/degeneracy/accuracy.csv",
     "search": "results/search/trials.csv",
     "landscape": "results/landscape/curvature.csv",

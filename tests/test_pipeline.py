@@ -22,7 +22,6 @@ CELLS = [(method, seed) for method in METHODS for seed in (0, 1)]
 # What a change of one method's lambda runs again: its own cells, and what looks at all of them.
 AFTER_ADT_EXP = {f"{stage}@adt_exp-{seed}" for stage in ("train", "attack", "probe") for seed in (0, 1)} | {
     "ablation",
-    "claims",
     "compare",
     "degeneracy",
     "diversity",
@@ -210,11 +209,11 @@ def test_one_methods_parameter_reruns_that_method_alone_and_reverting_is_served_
     before = workspace.read("dvc.lock")
     workspace.pipeline("preset", "use", "smoke", "--set", "methods.adt_exp.lam=0.5")
     assert "methods.adt_exp.lam" in workspace.run("dvc", "params", "diff")
-    # The two studies set lambda themselves; they run again but find their trainings done.
+    # The studies and the search set lambda themselves; they run again but find their trainings done.
     assert stages_run(workspace.run("dvc", "repro")) == AFTER_ADT_EXP
     workspace.pipeline("preset", "use", "smoke")
     # These keep some of their outputs in git instead of DVC's cache, so they alone run again, from what is in .work.
-    assert stages_run(workspace.run("dvc", "repro")) == {"claims", "compare", "diversity", "health", "landscape"}
+    assert stages_run(workspace.run("dvc", "repro")) == {"compare", "diversity", "health", "landscape"}
     assert workspace.read("dvc.lock") == before
 
 
@@ -265,6 +264,7 @@ def test_a_checkpoint_from_anywhere_meets_the_attacks_of_params(workspace: Works
     own, stored = Verdicts.load(table), Verdicts.load(workspace.folder / "verdicts/adt_exp/seed-0.npz")
     assert own.attacks == ["natural", "pgd-3"] and own.checkpoint == stored.checkpoint
     assert (own.broken == stored.broken[[stored.attacks.index(name) for name in own.attacks]]).all()
+    assert own.settings == [stored.settings[stored.attacks.index(name)] for name in own.attacks]
     assert [line.split()[0] for line in printed.splitlines()] == ["natural", "pgd-3", "worst-case"]
 
 
@@ -280,7 +280,7 @@ def test_dvc_shows_metrics_plots_and_the_graph(workspace: Workspace) -> None:
     assert "worst-case" in workspace.run("dvc", "metrics", "show")
     workspace.run("dvc", "plots", "show", "--out", "dvc_plots")
     page = workspace.read("dvc_plots/index.html").decode()
-    assert "lambda.png" in page and "history.csv" in page
+    assert "lambda.png" in page and "pareto.svg" in page and "history.csv" in page
     assert "train@adt_exp-1" in workspace.run("dvc", "dag", "--full")
 
 
@@ -295,11 +295,11 @@ def test_sequential_and_parallel_runs_give_the_same_lock(workspace: Workspace) -
 
 
 def test_mlflow_has_every_run_once(workspace: Workspace) -> None:
-    # 4 methods and their 8 cells, two studies of 2 trials each, the results.
-    assert "19 runs added" in workspace.first_output
+    # 4 methods and their 8 cells; studies of 3 and 2 trials and a search of 3; the results.
+    assert "24 runs added" in workspace.first_output
     (workspace.folder / "mlflow.db").unlink()
     shutil.rmtree(workspace.folder / "mlruns")
-    assert "19 runs added" in workspace.pipeline("track"), "a lost record is made again from the files"
+    assert "24 runs added" in workspace.pipeline("track"), "a lost record is made again from the files"
     assert "0 runs added, 0 updated" in workspace.pipeline("track")
     client = MlflowClient(f"sqlite:///{workspace.folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("smoke").experiment_id
@@ -366,7 +366,7 @@ def test_a_fresh_clone_pulls_everything_and_completes_mlflow(workspace: Workspac
     output = clone.run("dvc", "repro", "--pull")
     assert not stages_run(output) - {"compare", "health"}
     assert clone.read("dvc.lock") == workspace.read("dvc.lock")
-    assert "19 runs added" in clone.pipeline("track")
+    assert "24 runs added" in clone.pipeline("track")
 
 
 @pytest.mark.parametrize(

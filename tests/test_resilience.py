@@ -493,14 +493,29 @@ def loaders(source: str) -> list[str]:
             found += [name for name in names if name.split(".")[0] in UNPICKLERS]
         if isinstance(node, ast.ImportFrom):
             module = (node.module or "").split(".")[0]
-            errors_only = all(name.endswith("Error") for name in names)
-            found += [node.module] if module in UNPICKLERS and not errors_only else []
+            harmless = all(
+                name.endswith("Error") or name == "Unpickler" and is_only_restricted(source) for name in names
+            )
+            found += [node.module] if module in UNPICKLERS and not harmless else []
             found += ["torch.load"] if module == "torch" and "load" in names else []
         if isinstance(node, ast.Call):
             called, options = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
             found += [called] if called == "torch.load" and options.get("weights_only") != "True" else []
             found += [called] if options.get("allow_pickle", "False") != "False" else []
     return found
+
+
+def is_only_restricted(source: str) -> bool:
+    """Whether `Unpickler` is nowhere used but as the base of classes that decide themselves what may be named."""
+    tree = ast.parse(source)
+    restricted = [
+        base
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        and any(isinstance(part, ast.FunctionDef) and part.name == "find_class" for part in node.body)
+        for base in node.bases
+    ]
+    return all(node in restricted for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "Unpickler")
 
 
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
@@ -512,6 +527,9 @@ UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "
         ("import pickle", ["pickle"]),
         ("from joblib import load", ["joblib"]),
         ("from pickle import UnpicklingError", []),
+        ("from pickle import Unpickler\nUnpickler(file).load()", ["pickle"]),
+        ("from pickle import Unpickler\nclass A(Unpickler):\n    pass", ["pickle"]),
+        ("from pickle import Unpickler\nclass A(Unpickler):\n    def find_class(self, m, n):\n        raise E", []),
         ("from torch import load", ["torch.load"]),
         ("x = torch.load(path)", ["torch.load"]),
         ("x = torch.load(path, weights_only=False)", ["torch.load"]),

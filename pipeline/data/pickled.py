@@ -5,7 +5,7 @@ called in their place are the stand-ins below, which only remember their argumen
 """
 
 import io
-import pickle
+from pickle import Unpickler, UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,10 @@ _STAND_INS = {
 }
 
 
-class _Reader(pickle.Unpickler):
+class _Reader(Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not run")
+            raise UnpicklingError(f"it names {module}.{name}, which is not run")
         return _STAND_INS[module, name]
 
 
