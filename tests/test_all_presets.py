@@ -279,8 +279,7 @@ def trained(p: Params, steps: Sequence[str], monkeypatch: pytest.MonkeyPatch) ->
             run(stage, ["--method", method, "--seed", "0"], monkeypatch)
 
 
-# One of each network, shape and number of classes; svhn differs from cifar100 by values that no stage branches on.
-@pytest.mark.parametrize("name", ["cifar10-jpeg-resnet18", "cifar100", "fashion-mnist"])
+@pytest.mark.parametrize("name", NEW)
 def test_every_stage_runs(name: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     p = prepared(name, workspace, monkeypatch)
     without_rendering(monkeypatch)
@@ -288,23 +287,15 @@ def test_every_stage_runs(name: str, workspace: Path, monkeypatch: pytest.Monkey
     for stage, output in STAGES.items():
         run(stage, [], monkeypatch)
         assert Path(output).exists(), stage
+    for method in METHODS:
+        row = read_csv(Path(f"runs/{method}/seed-0/history.csv"))[0]
+        assert np.isfinite(float(row["train_loss"]))
+        assert Verdicts.load(Path(f"verdicts/{method}/seed-0.npz")).attacks == ["natural", *p.evaluation.attacks]
     comparison = read_json(Path("results/comparison.json"))
     assert comparison["data"] == p.data.called and set(comparison["methods"]) == set(METHODS)
     told = [Path(f"results/{file}").read_text() for file in ("comparison.md", "health.md", "report.html")]
     assert all(p.data.called in text for text in told)
     assert (comparison["published"] is None) == (p.comparison.published is None)
-
-
-@pytest.mark.parametrize(
-    "name", [name for name in NEW if name not in ("cifar10-jpeg-resnet18", "cifar100", "fashion-mnist")]
-)
-def test_cells_train_and_are_attacked(name: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    p = prepared(name, workspace, monkeypatch)
-    trained(p, ["train", "attack"], monkeypatch)
-    for method in METHODS:
-        row = read_csv(Path(f"runs/{method}/seed-0/history.csv"))[0]
-        assert np.isfinite(float(row["train_loss"]))
-        assert Verdicts.load(Path(f"verdicts/{method}/seed-0.npz")).attacks == ["natural", *p.evaluation.attacks]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -83,7 +83,9 @@ def results(p: Params, table: dict[str, dict[int, Verdicts]], folder: Path) -> N
     found = {("pgd-20", cell): broken for cell in cells} | {("generator", cells[-1]): broken}
     Transfer.join(found, cells, np.zeros(EXAMPLES, int), np.arange(EXAMPLES)).save(folder / "transfer/verdicts.npz")
     for name, caption in content.TEXTS:
-        write_text(folder / name, f"# {caption}\n\nIt *holds* <b>so</b>.\n\n| a | b |\n| --- | ---: |\n| 1 | 2 |\n")
+        write_text(
+            folder / name, f"# {caption}\n\n## Part\n\nIt *holds* <b>so</b>.\n\n| a | b |\n| --- | ---: |\n| 1 | 2 |\n"
+        )
     for name in content.TABLES:
         write_csv(folder / name, [{"lam": 0.1, "seed": 0}], ["lam", "seed"])
     for name, *_ in content.FIGURES:
@@ -170,6 +172,7 @@ def test_published_numbers_stand_beside_ours(html: str) -> None:
 
 def test_what_stages_wrote_for_people_is_on_the_page(html: str) -> None:
     section = html.split('<h2 id="studies">')[1].split('<h2 id="figures">')[0]
+    assert section.count("<h3>Part</h3>") == len(content.TEXTS) and "<h2>" not in section
     for _, caption in content.TEXTS:
         part = section.split(f"<summary>{caption}</summary>")[1].split("</details>")[0]
         assert "<em>holds</em> &lt;b&gt;so&lt;/b&gt;" in part and re.search(r"<td[^>]*>2</td>", part)

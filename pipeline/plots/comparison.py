@@ -15,7 +15,7 @@ from pipeline.plots.style import COLOURS, method_colour, method_marker, one_pane
 def accuracies(table: Mapping[str, Any], path: Path) -> None:
     """Accuracy under every attack: a marker and deviation bar a method, a faint dot a run."""
     metrics, methods = table["metrics"], table["methods"]
-    figure, axes = one_panel(9, 4.2)
+    figure, axes = one_panel(max(6, len(metrics) + 0.5), 4.2)
     width = 0.8 / len(methods)
     for place, (method, summary) in enumerate(methods.items()):
         at = np.arange(len(metrics)) + (place - (len(methods) - 1) / 2) * width

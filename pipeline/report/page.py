@@ -35,6 +35,6 @@ def render(content: Mapping[str, Any]) -> str:
 
 
 def _html(text: str) -> Markup:
-    """Markdown of this project, without its title, as HTML; raw HTML in it comes out as text."""
-    _, _, body = text.partition("\n")
+    """Markdown of this project as HTML, without its title, its headings below the page's; HTML in it is text."""
+    body = text.partition("\n")[2].replace("\n## ", "\n### ")
     return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(body))

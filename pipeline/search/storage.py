@@ -104,7 +104,7 @@ def _answering(url: str) -> Iterator[None]:
     except (ImportError, ValueError, *_FAILURES) as error:
         password = urlsplit(url).password
         place = url.replace(f":{password}@", ":***@") if password else url
-        driver = "; pip install 'adt-pipeline[postgres]'" if "psycopg" in str(error) else ""
+        driver = "; pip install 'adt-pipeline[postgres]'" if isinstance(error, ImportError) else ""
         reason = " ".join(str(error).split())
         reason = reason.replace(password, "***") if password else reason
         raise UserError(f"{VARIABLE}={place}: cannot be used: {reason[:300]}{driver}") from error
