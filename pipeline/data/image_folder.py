@@ -56,7 +56,7 @@ def _is_image(path: PurePosixPath) -> bool:
 
 def _pixels(member: Member, settings: "Data", first: np.ndarray | None) -> np.ndarray:
     """One image as uint8 (C, H, W), alike the first one."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(member.content), formats=["PNG", "JPEG"]) as image:
@@ -66,6 +66,8 @@ def _pixels(member: Member, settings: "Data", first: np.ndarray | None) -> np.nd
             values = np.asarray(_square(image, settings.resize), np.uint8)
     except UserError:
         raise
+    except UnidentifiedImageError:
+        raise UserError(f"{member.place}: cannot be read as an image (neither PNG nor JPEG)") from None
     except Exception as error:  # Pillow raises whatever a damaged file leads it to
         raise UserError(f"{member.place}: cannot be read as an image ({type(error).__name__}: {error})") from None
     height, width = values.shape[:2]
