@@ -143,6 +143,9 @@ def loop(batch: int, precision: str) -> bare.Settings:
         precision=precision,
         selection={"steps": 1, "step_size": EPS, "batch_size": batch},
         patience=0,
+        devices=1,
+        batch_norm="replica",
+        stall_seconds=60.0,
         checkpoint_seconds=0,
     )
 

@@ -69,7 +69,7 @@ class Cell:
             "data": {"name": p.data.name} | {key: meta[key] for key in ("title", "sha256") if key in meta},
             "threat": p.threat.model_dump() | self._set_code(),
             "model": p.model.model_dump(),
-            "train": p.train.model_dump(exclude={"checkpoint_seconds"}),
+            "train": p.train.model_dump(exclude={"checkpoint_seconds", "stall_seconds"}),
             "method_params": self.settings.model_dump(by_alias=True),
             "code": digest_code(Path(), *TRAINING_CODE),
         }

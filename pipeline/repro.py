@@ -6,9 +6,7 @@ instead, every stage starting as soon as the stages before it are done, each as
 the last word. Adds speed and nothing else: dvc.lock comes out the same.
 """
 
-import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +20,7 @@ import torch
 
 from pipeline import live, machine
 from pipeline.errors import UserError
+from pipeline.graph import Graph, outdated, stage_graph
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 LOGS = live.WORK / "logs"
 # What stages keep in .work to go on from: gone before everything is computed again.
 RESUMABLE = ("train", "attack", "transfer", "ablation", "degeneracy", "landscape", "diversity", "search")
-Graph = dict[str, set[str]]  # stage -> the stages it waits for, in the order of dvc.yaml
 
 
 def reproduce(p: "Params", jobs: int | None, force: bool) -> int:
@@ -54,26 +52,6 @@ def reproduce(p: "Params", jobs: int | None, force: bool) -> int:
         _report()
         _mirror()
     return status
-
-
-def stage_graph() -> Graph:
-    """Every stage with the stages it depends on, as DVC sees them."""
-    dot = _dvc("dag", "--dot")
-    graph: Graph = {stage: set() for stage in re.findall(r'^"([^"]+)";$', dot, re.MULTILINE)}
-    for before, after in re.findall(r'"([^"]+)" -> "([^"]+)"', dot):
-        graph[after].add(before)
-    return graph
-
-
-def outdated(graph: Graph) -> Graph:
-    """The part of the graph that `dvc status` finds changed, with everything that follows from it."""
-    pending = set(json.loads(_dvc("status", "--json")))
-    grown = True
-    while grown:
-        after = {stage for stage, before in graph.items() if before & pending}
-        grown = not after <= pending
-        pending |= after
-    return {stage: before & pending for stage, before in graph.items() if stage in pending}
 
 
 @dataclass
@@ -204,10 +182,3 @@ def _mirror() -> None:
     print(said[-1])
     if done.returncode:
         print("MLflow was not completed; the results are safe in files: `python -m pipeline track` completes it later.")
-
-
-def _dvc(*arguments: str) -> str:
-    done = subprocess.run(["dvc", *arguments], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"dvc {' '.join(arguments)}: {done.stderr.strip().splitlines()[-1]}")
-    return done.stdout

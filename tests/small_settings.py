@@ -45,6 +45,9 @@ def train_settings(**changes: Any) -> params.Train:
         "precision": "fp32",
         "selection": params.Selection(steps=1, step_size=0.1, batch_size=12),
         "patience": 0,
+        "devices": 1,
+        "batch_norm": "replica",
+        "stall_seconds": 60.0,
         "checkpoint_seconds": 0,
     }
     return params.Train(**plain | changes)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import repro
-from pipeline.repro import Graph, Scheduler, outdated, stage_graph
+from pipeline import graph
+from pipeline.graph import Graph, levels, outdated, stage_graph
+from pipeline.repro import Scheduler
 
 DIAMOND: Graph = {"a": set(), "b": {"a"}, "c": {"a"}, "d": {"b", "c"}, "e": set()}
 
@@ -78,14 +79,18 @@ def test_a_failed_stage_is_named_its_followers_wait_and_the_others_finish(
 
 
 def test_outdated_is_what_changed_and_everything_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repro, "_dvc", lambda *arguments: '{"b": ["changed deps"]}')
+    monkeypatch.setattr(graph, "dvc", lambda *arguments: '{"b": ["changed deps"]}')
     assert outdated(DIAMOND) == {"b": set(), "d": {"b"}}
 
 
 def test_the_graph_is_read_from_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
     dot = 'strict digraph {\n"prepare";\n"train@m-0";\n"prepare" -> "train@m-0";\n}\n'
-    monkeypatch.setattr(repro, "_dvc", lambda *arguments: dot)
+    monkeypatch.setattr(graph, "dvc", lambda *arguments: dot)
     assert stage_graph() == {"prepare": set(), "train@m-0": {"prepare"}}
+
+
+def test_a_level_is_the_length_of_the_longest_way_there() -> None:
+    assert levels(DIAMOND | {"f": {"a", "d"}}) == {"a": 0, "b": 1, "c": 1, "d": 2, "e": 0, "f": 3}
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

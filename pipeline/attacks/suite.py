@@ -37,7 +37,7 @@ def description(evaluation: "Evaluation", names: Sequence[str]) -> list[Any]:
     """What the verdicts of the named attacks depend on: their settings and code, and how they are judged."""
     code = own_code(evaluation)
     chosen = [[name, evaluation.attacks[name].model_dump(), code.get(name)] for name in names]
-    return [chosen, evaluation.model_dump(exclude={"attacks"})]
+    return [chosen, evaluation.model_dump(exclude={"attacks", "devices"})]
 
 
 def column(

@@ -123,6 +123,12 @@ class Runtime(Section):
     threads: Count = Field(description="torch threads a process")
 
 
+class Cluster(Section):
+    """What a cell asks of a cluster, beside its devices; no number depends on it."""
+
+    memory_gib: Positive = Field(description="main memory for each device that a cell takes, in GiB")
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -144,6 +150,7 @@ class Params(Section):
     comparison: Comparison
     verification: Verification
     runtime: Runtime
+    cluster: Cluster
     _left_out: tuple[str, ...] = ()
 
     @model_validator(mode="before")

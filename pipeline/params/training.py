@@ -102,4 +102,22 @@ class Train(Section):
     patience: Annotated[int, Field(ge=0)] = Field(
         description="stop after this many epochs without a better validation score; 0: never"
     )
+    devices: Count = Field(
+        description="equal parts that every batch is shared out in, one a GPU or process where there are several"
+    )
+    batch_norm: Literal["replica", "synchronised"] = Field(
+        description="in training: statistics of each of these parts by itself, or of the whole batch"
+    )
+    stall_seconds: Positive = Field(
+        description="a training over several processes ends when one of them makes no progress for so long"
+    )
     checkpoint_seconds: NonNegative = Field(description="resumable state is saved at most this often")
+
+    @model_validator(mode="after")
+    def _even_parts(self) -> "Train":
+        if self.batch_size % self.devices or self.batch_size < 2 * self.devices:
+            raise ValueError(
+                f"batch_size: {self.batch_size} cannot be shared out over {self.devices} devices: it must be a multiple"
+                " of them, and at least two images each"
+            )
+        return self
