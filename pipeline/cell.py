@@ -16,6 +16,7 @@ from pipeline.data.store import load_meta, load_pixels, load_split
 from pipeline.files import digest, digest_code, digest_file, read_json, write_json
 from pipeline.machine import fingerprint
 from pipeline.models.weights import load_weights, save_weights
+from pipeline.parallel import ALONE, World
 from pipeline.perturbation import PerturbationSet
 from pipeline.seeding import Stream, seeded_globals
 from pipeline.training.loop import Progress, Trainer
@@ -36,6 +37,7 @@ TRAINING_CODE = (
     "pipeline/losses.py",
     "pipeline/machine.py",
     "pipeline/models",
+    "pipeline/parallel/world.py",
     "pipeline/perturbation.py",
     "pipeline/seeding.py",
     "pipeline/training",
@@ -49,6 +51,11 @@ class Cell:
     params: "Params"
     method: str
     seed: int
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"{self.method} seed {self.seed}"
 
     @property
     def data_folder(self) -> Path:
@@ -79,9 +86,9 @@ class Cell:
         file = perturbation.source(self.params.threat.set)
         return {} if file is None else {"code": digest_file(file)}
 
-    def fingerprint(self) -> str:
-        """The description and the machine: equal fingerprints mean equal bits."""
-        return digest([self.description(), fingerprint(self.params.runtime)])
+    def fingerprint(self, world: World = ALONE) -> str:
+        """The description, the machine and how many processes train: equal fingerprints mean equal bits."""
+        return digest([self.description(), fingerprint(self.params.runtime), world.size])
 
     def build(self, device: torch.device) -> tuple[nn.Module, Adversary, PerturbationSet]:
         """Freshly initialised classifier and adversary, each from its own stream, and the set."""
@@ -99,8 +106,9 @@ class Cell:
         device: torch.device,
         state_path: Path,
         on_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
+        world: World = ALONE,
     ) -> tuple[Progress, nn.Module, Adversary]:
-        """Train, resuming from `state_path` if this very run was interrupted.
+        """Train, resuming from `state_path` if this very run was interrupted, together with the processes of `world`.
 
         The model returned is that of the last epoch, averaged where `train.ema` says so.
         """
@@ -112,9 +120,10 @@ class Cell:
             self.params.train,
             self.seed,
             state_path,
-            self.fingerprint(),
+            self.fingerprint(world),
             on_epoch,
-            f"{self.method} seed {self.seed}",
+            self.name,
+            world,
         )
         progress = trainer.run(
             load_pixels(self.data_folder, "train", device), load_split(self.data_folder, "validation", device)

@@ -13,6 +13,8 @@ import torch
 
 from pipeline.errors import UserError
 
+LOCAL_RANK = "LOCAL_RANK"  # set by torchrun in each of its processes
+
 if TYPE_CHECKING:
     from pipeline.params import Runtime
 
@@ -29,7 +31,23 @@ def prepare(runtime: "Runtime") -> torch.device:
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     _keep_freed_memory()
-    return resolve(runtime.device)
+    device = resolve(runtime.device)
+    if device.type == "cuda" and LOCAL_RANK in os.environ:
+        device = _own_gpu(int(os.environ[LOCAL_RANK]))
+    return device
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _own_gpu(place: int) -> torch.device:
+    """The GPU of the `place`-th process that torchrun has started on this machine."""
+    if place >= torch.cuda.device_count():
+        raise UserError(f"torchrun: process {place} of this machine has no GPU; there are {torch.cuda.device_count()}")
+    torch.cuda.set_device(place)
+    return torch.device("cuda", place)
 
 
 def resolve(name: str) -> torch.device:

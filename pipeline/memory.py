@@ -1,7 +1,8 @@
 """Running out of a device's memory, told in one line that names a batch size which fits."""
 
+import contextlib
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -33,6 +34,22 @@ def bounded(
     free()
     advice = f"{size} fits (tried)" if size else f"not even {least} fits"
     raise UserError(f"params.yaml: {key}: a batch of {batch} needs more memory than {_device()} has; {advice}")
+
+
+@contextlib.contextmanager
+def told(key: str, batch: int, advice: str) -> Iterator[None]:
+    """Memory that runs out inside becomes a `UserError` with the key, the batch of this process, and `advice`.
+
+    For work that several processes share: sizes cannot be tried, since the others take no part.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_exhaustion(error):
+            raise
+        raise UserError(
+            f"params.yaml: {key}: a part of {batch} needs more memory than {_device()} has; {advice}"
+        ) from None
 
 
 def is_exhaustion(error: BaseException) -> bool:

@@ -1,5 +1,9 @@
-"""attack: every attack on one cell's selected checkpoint, to verdicts/METHOD/seed-N.npz."""
+"""attack: every attack on one cell's selected checkpoint, to verdicts/METHOD/seed-N.npz.
 
+With `evaluation.devices` above 1 over so many GPUs, or cores, as there are; torchrun may start the processes, too.
+"""
+
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -7,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline import live, machine, models, perturbation
+from pipeline import live, machine, models, parallel, perturbation
 from pipeline.attacks import suite
 from pipeline.data.store import Split, load_meta, load_split
 from pipeline.files import digest, digest_code, digest_file, write_json
 from pipeline.models.weights import load_weights
+from pipeline.parallel import ALONE, World
 from pipeline.progress import Progress
 from pipeline.verdicts import NATURAL, Column, Verdicts
 from stages.common import WORK, cell_of_command_line, run_folder, run_stage, verdict_file
@@ -36,11 +41,21 @@ def main() -> None:
     from pipeline import params  # checked by pydantic, which a bare node lacks
 
     p = params.load()
-    attack(p, *cell_of_command_line(p, __doc__))
+    method, seed = cell_of_command_line(p, __doc__)
+    device = machine.prepare(p.runtime)
+    count = parallel.evaluators(p.evaluation.devices, device, p.runtime.threads)
+
+    def work(world: World) -> None:
+        attack(p, method, seed, world)
+
+    parallel.run(work, count, "stages.attack", f"attack {method} seed {seed}", device)
 
 
-def attack(p: "Params", method: str, seed: int) -> None:
-    """Attack one checkpoint; columns finished earlier with the same ingredients are read back."""
+def attack(p: "Params", method: str, seed: int, world: World = ALONE) -> None:
+    """Attack one checkpoint; columns finished earlier with the same ingredients are read back.
+
+    The processes of `world` share out every attack's batches; rank 0 writes.
+    """
     device = machine.prepare(p.runtime)
     checkpoint = run_folder(method, seed) / "model.safetensors"
     data = Path("data") / p.data.name
@@ -48,7 +63,7 @@ def attack(p: "Params", method: str, seed: int) -> None:
     load_weights(checkpoint, model, models.architecture(p.model))
     test = load_split(data, "test", device)
     target = verdict_file(method, seed)
-    if p.left_out:
+    if p.left_out and world.leads:
         print(f"attack: not defined in {p.threat.set}, left out: {', '.join(p.left_out)}", file=sys.stderr)
 
     identity = digest_file(checkpoint)
@@ -66,14 +81,17 @@ def attack(p: "Params", method: str, seed: int) -> None:
     ]
     attacks, own_attacks = suite.attacks(p.evaluation), suite.own_code(p.evaluation)
     columns, seconds = {}, {}
-    with Progress(f"attack {method} seed {seed}", len(attacks)) as bar:
+    with Progress(f"attack {method} seed {seed}", len(attacks)) if world.leads else contextlib.nullcontext() as bar:
         for name, settings in attacks.items():
             key = digest([identity, name, settings and settings.model_dump(), own_attacks.get(name), *common])[:32]
             file, natural = cache / f"{key}.npz", columns.get(NATURAL)
-            columns[name] = _column(file, p, name, model.to(device), test, natural)
+            columns[name] = _column(file, p, name, model.to(device), test, natural, world)
             seconds[name] = live.recorded(key).get("seconds")
-            bar.step(f"{name} {1 - columns[name].broken.mean():.3f}")
+            if bar:
+                bar.step(f"{name} {1 - columns[name].broken.mean():.3f}")
 
+    if not world.leads:
+        return
     said = {name: suite.said(p, name) for name in attacks}
     verdicts = Verdicts.join(columns, test.y.cpu().numpy(), test.index.cpu().numpy(), identity, said)
     verdicts.save(target)
@@ -82,14 +100,17 @@ def attack(p: "Params", method: str, seed: int) -> None:
 
 
 def _column(
-    cached: Path, p: "Params", name: str, model: torch.nn.Module, test: Split, natural: Column | None
+    cached: Path, p: "Params", name: str, model: torch.nn.Module, test: Split, natural: Column | None, world: World
 ) -> Column:
     """One attack's column, from the work folder if it is there, else computed and kept."""
-    if cached.exists():
-        return Column.load(cached)
+    kept = world.leading(Column.load(cached) if world.leads and cached.exists() else None)
+    if kept is not None:
+        return kept
     perturbations, started = perturbation.build(p.threat.set, p.threat.eps), time.monotonic()
-    column = suite.column(name, p.evaluation, model, test, perturbations, natural)
+    column = suite.column(name, p.evaluation, model, test, perturbations, natural, world)
     seconds = time.monotonic() - started
+    if not world.leads:
+        return column
     column.save(cached)
     live.record(cached.stem, live.circumstances(seconds, machine.fingerprint(p.runtime)))
     return column

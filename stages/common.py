@@ -1,6 +1,7 @@
 """What every stage does at its edges: one line for a user's mistake, and no orphan processes."""
 
 import argparse
+import contextlib
 import ctypes
 import os
 import signal
@@ -22,7 +23,8 @@ def run_stage(main: Callable[[], None]) -> None:
     """Run a stage's `main`; a `UserError` becomes one line on stderr and exit status 2."""
     _die_with_parent()
     try:
-        with live.presence():
+        # Of several processes that share a stage the first one alone leaves word of itself.
+        with live.presence() if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
             main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

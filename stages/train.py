@@ -1,16 +1,20 @@
-"""train: one method with one seed, from data/NAME/ to runs/METHOD/seed-N/."""
+"""train: one method with one seed, from data/NAME/ to runs/METHOD/seed-N/.
+
+With `train.devices` above 1 over so many GPUs, or cores, as there are; torchrun may start the processes, too.
+"""
 
 import os
 import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
-from pipeline import live, machine, models
+from pipeline import live, machine, models, parallel
 from pipeline.cell import Cell
 from pipeline.data.store import load_meta
 from pipeline.files import digest, write_csv, write_json, write_text
 from pipeline.models import count_parameters
 from pipeline.models.weights import save_weights
+from pipeline.parallel import ALONE, World
 from pipeline.progress import Progress
 from pipeline.training.loop import HISTORY_COLUMNS
 from stages.common import WORK, cell_of_command_line, run_folder, run_stage
@@ -24,16 +28,26 @@ def main() -> None:
     from pipeline import params  # checked by pydantic, which a bare node lacks
 
     p = params.load()
-    train(p, *cell_of_command_line(p, __doc__))
+    method, seed = cell_of_command_line(p, __doc__)
+    name, device = f"train {method} seed {seed}", machine.prepare(p.runtime)
+    count = parallel.trainers(p.train, device, p.runtime.threads)
+
+    def work(world: World) -> None:
+        train(p, method, seed, world)
+
+    parallel.run(work, count, "stages.train", name, device, p.train.stall_seconds)
 
 
-def train(p: "Params", method: str, seed: int) -> None:
-    """Train one cell and write model, last model, adversary, history and run.json."""
+def train(p: "Params", method: str, seed: int, world: World = ALONE) -> None:
+    """Train one cell; rank 0 of `world` writes model, last model, adversary, history and run.json."""
     cell = Cell(p, method, seed)
     device = machine.prepare(p.runtime)
     description = cell.description()
-    work = WORK / "train" / cell.fingerprint()[:16]
+    work = WORK / "train" / cell.fingerprint(world)[:16]
     key, started = digest(description), time.monotonic()
+    if not world.leads:
+        cell.train(device, work / "state.pt", world=world)
+        return
     write_text(work / "pid", str(os.getpid()))
     write_json(work / "run.json", {"key": key, **description})
 
@@ -48,7 +62,7 @@ def train(p: "Params", method: str, seed: int) -> None:
                 f" robust {row['val_robust']:.3f}",
             )
 
-        progress, model, adversary = cell.train(device, work / "state.pt", on_epoch)
+        progress, model, adversary = cell.train(device, work / "state.pt", on_epoch, world)
 
     folder = run_folder(cell.method, cell.seed)
     architecture = models.architecture(p.model)
@@ -78,7 +92,8 @@ def train(p: "Params", method: str, seed: int) -> None:
             "val_robust": progress.best.robust,
         },
     )
-    live.record(key, live.circumstances(time.monotonic() - started, machine.fingerprint(p.runtime)))
+    where = machine.fingerprint(p.runtime) | ({"processes": str(world.size)} if world.size > 1 else {})
+    live.record(key, live.circumstances(time.monotonic() - started, where))
     shutil.rmtree(work)
 
 

@@ -77,6 +77,7 @@ def closure(module: str) -> frozenset[str]:
         ("matplotlib", {"pipeline.plots"}),
         ("pooch", {"pipeline.data"}),
         ("PIL", {"pipeline.data"}),
+        ("ray", {"pipeline.cluster"}),
         ("dvc", set()),
     ],
 )
@@ -181,6 +182,10 @@ HARMLESS = {
     "pipeline/params/training.py": "as above",
     "pipeline/yaml_files.py": "reads parameters; their values are dependencies under `params`",
     "pipeline/gauges.py": "samples the GPU for trackers, outside of outputs",
+    "pipeline/parallel/__init__.py": "names what others import",
+    "pipeline/parallel/launch.py": "starts processes; how many there are is in the fingerprint of a training",
+    "pipeline/parallel/run.py": "as above",
+    "pipeline/parallel/watch.py": "ends processes when one of them hangs",
     "pipeline/memory.py": "names a batch size that fits when memory ran out; there are no outputs then",
     "pipeline/live.py": "tells trackers about running stages, outside of outputs",
     "pipeline/progress.py": "progress on the terminal",

@@ -113,7 +113,7 @@ def test_low_precision_is_for_gradients_alone(
     """Where bfloat16 decides when an example is broken, or tells losses apart, robustness would be overstated."""
     used: list[str] = []
     monkeypatch.setattr(loop, "run", lambda *arguments: used.append(arguments[6].precision))
-    evaluation = params.Evaluation(batch_size=4, seed=0, precision="bf16", attacks={"one": settings})
+    evaluation = params.Evaluation(batch_size=4, seed=0, precision="bf16", devices=1, attacks={"one": settings})
     for name in ("natural", "one"):
         suite.column(name, evaluation, make_model(), make_examples(), perturbations)
     assert used == ["fp32", expected]

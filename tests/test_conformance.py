@@ -65,7 +65,7 @@ def make_trial(perturbations: PerturbationSet, make_model, make_examples) -> Cal
     """A trial on a small network and random images, of which it gets some wrong and some right."""
 
     def make(settings: params.Attack) -> Trial:
-        evaluation = params.Evaluation(batch_size=4, seed=0, precision="fp32", attacks={"one": settings})
+        evaluation = params.Evaluation(batch_size=4, seed=0, precision="fp32", devices=1, attacks={"one": settings})
         name = "l2" if isinstance(perturbations, L2) else "linf"
         threat = params.Threat(set=name, eps=perturbations.eps)
         return Trial("one", settings, evaluation, threat, make_model(), make_examples(16))

@@ -46,7 +46,7 @@ def trainer(model: nn.Module, batch: int, path: Path, selection: int = 60) -> Tr
 
 def evaluation(batch: int) -> params.Evaluation:
     attacks = {"pgd-2": params.Attack(family="pgd", steps=2, step_size=0.1)}
-    return params.Evaluation(batch_size=batch, seed=0, precision="fp32", attacks=attacks)
+    return params.Evaluation(batch_size=batch, seed=0, precision="fp32", devices=1, attacks=attacks)
 
 
 @given(failed=st.integers(2, 5000), capacity=st.integers(0, 5000), least=st.integers(1, 4))
@@ -116,3 +116,13 @@ def test_an_attack_that_does_not_fit_names_its_key(examples: Split) -> None:
 def test_other_errors_pass_as_they_are(examples: Split, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="^something else$"):
         trainer(Hungry(5, RuntimeError, "something else"), 12, tmp_path).run(examples, examples.head(10))
+
+
+def test_of_several_processes_that_share_a_batch_none_tries_other_sizes() -> None:
+    with (
+        pytest.raises(UserError, match=r"^params.yaml: train.batch_size: a part of 8 needs more memory .*; lower it$"),
+        memory.told("train.batch_size", 8, "lower it"),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="^something else$"), memory.told("train.batch_size", 8, "lower it"):
+        raise RuntimeError("something else")

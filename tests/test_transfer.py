@@ -45,6 +45,7 @@ EVALUATION = params.Evaluation(
     batch_size=BATCH,
     seed=3,
     precision="fp32",
+    devices=1,
     attacks={
         "pgd": params.Attack(family="pgd", steps=5, step_size=0.1),
         "mim": params.Attack(family="mim", steps=3, step_size=0.1, momentum=1.0, rule="any", restarts=2),

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
 from torch.optim import Adam, Optimizer
 
 from pipeline.adversaries.base import Adversary, Samples, repeat
@@ -48,7 +47,8 @@ class Amortized(Adversary):
 
     def forward(self, model: nn.Module, x: Tensor, labels: Tensor, noise: Noise) -> Samples:
         """`outer_samples` samples an image, the penalty that the generator descends, and its parts."""
-        maps = generator_input(model, x, labels, self.perturbations, self.settings.gradient_input, self.inner)
+        mode, batch = self.settings.gradient_input, len(x) * self.world.size
+        maps = generator_input(model, x, labels, self.perturbations, mode, self.inner, batch)
         delta, penalty, stats = self.perturb(maps, noise, self.settings.outer_samples)
         images = reverse_gradient(onto_images(repeat(x, delta), delta))
         return Samples(images, penalty, {name: value.detach() for name, value in stats.items()})
@@ -123,9 +123,10 @@ class AmortizedImplicit(Amortized):
         with autocast(maps.device, self.inner.precision):
             mean, variance = self.encoder(delta / p.eps)
         length = latent_code_length(z, mean, variance).mean()
-        counted = relu(length - s.tau) if s.hinge else length
-        active = (length > s.tau).float() if s.hinge else torch.ones_like(length)
-        return delta, s.lam * counted, {"code_length": length, "hinge_active": active}
+        # The hinge is one of the batch, so of all processes that share it.
+        active = self.world.mean(length) > s.tau if s.hinge else torch.ones_like(length, dtype=torch.bool)
+        counted = torch.where(active, length - s.tau, 0 * length) if s.hinge else length
+        return delta, s.lam * counted, {"code_length": length, "hinge_active": active.float()}
 
     def optimizer(self) -> Optimizer:
         """Adam of generator and encoder, each with its own betas."""
@@ -137,24 +138,30 @@ class AmortizedImplicit(Amortized):
 
 
 def generator_input(
-    model: nn.Module, x: Tensor, labels: Tensor, perturbations: PerturbationSet, mode: str, inner: Inner = EVALUATING
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    perturbations: PerturbationSet,
+    mode: str,
+    inner: Inner = EVALUATING,
+    batch: int | None = None,
 ) -> Tensor:
     """Channels [x, g1, g2]: the image, its input gradient, and the one at its FGSM example.
 
     `mode` is what becomes of the gradients: "raw" (of the batch-mean loss, as
     released), "sign", or "normalized" (mean absolute value 1 an image). x is
-    (N, C, H, W); returns (N, 3C, H, W).
+    (N, C, H, W); returns (N, 3C, H, W). `batch`: size of the batch that x is a part of (none: x is all of it).
     """
     with frozen(model, inner) as fast:
         first = input_gradient(fast, x, labels, cross_entropy)
         fgsm = perturbations.project(perturbations.eps * perturbations.direction(first))
         second = input_gradient(fast, onto_images(x, fgsm), labels, cross_entropy)
-    return torch.cat([x, _rescale(first, mode), _rescale(second, mode)], 1)
+    return torch.cat([x, *(_rescale(gradient, mode, batch or len(x)) for gradient in (first, second))], 1)
 
 
-def _rescale(gradient: Tensor, mode: str) -> Tensor:
+def _rescale(gradient: Tensor, mode: str, batch: int) -> Tensor:
     if mode == "sign":
         return gradient.sign()
     if mode == "normalized":
         return gradient / gradient.abs().flatten(1).mean(1).clamp_min(1e-12).view(-1, 1, 1, 1)
-    return gradient / len(gradient)
+    return gradient / batch

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from pipeline.ascent import EVALUATING, Inner
+from pipeline.parallel import ALONE, World
 from pipeline.perturbation import PerturbationSet
 from pipeline.seeding import Noise
 
@@ -39,11 +40,14 @@ class Adversary(nn.Module, ABC):
     `gradient_evaluations` counts classifier passes (forward and backward) an example and
     step while samples are made, `training_evaluations` those of the classifier's own loss. `selects_by`:
     the validation accuracy, "robust" or "natural", that decides which epoch is kept; the other one breaks ties.
+    `world`: the processes of which each sees an equal part of every batch; what is a mean over the batch is a mean
+    over all of them.
     """
 
     gradient_evaluations: int
     training_evaluations: int = 1
     selects_by: str = "robust"
+    world: World = ALONE
 
     def __init__(
         self, settings: "Method", perturbations: PerturbationSet, channels: int, size: int, inner: Inner = EVALUATING

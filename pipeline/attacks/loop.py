@@ -9,6 +9,7 @@ from pipeline.attacks.catalogue import Perturb
 from pipeline.data.store import Split
 from pipeline.errors import VerdictError
 from pipeline.losses import margin
+from pipeline.parallel import ALONE, World
 from pipeline.perturbation import PerturbationSet
 from pipeline.seeding import Noise, Stream
 from pipeline.verdicts import Column
@@ -49,6 +50,7 @@ def run(
     batch_size: int,
     inner: Inner = EVALUATING,
     natural: Column | None = None,
+    world: World = ALONE,
 ) -> Column:
     """Attack every example and judge the attacked images themselves, in float32.
 
@@ -60,14 +62,17 @@ def run(
     `identity` on the same model and examples, where the caller has it. Raises `VerdictError`,
     naming the example, where an image to attack leaves [0, 1], where an attack leaves [0, 1]
     or its perturbation set by more than 1e-6, and where the two verdicts disagree; and for
-    images of another shape.
+    images of another shape. The batches are shared out over the processes of `world`, each of which gets the
+    whole column: that of one process to the bit, since the batches are the same.
     """
     _check_images(examples)
     known = None if natural is None else torch.from_numpy(natural.margin).to(examples.x.device)
-    parts = []
+    parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    batches = torch.arange(len(examples.x), device=examples.x.device).split(batch_size)
     with frozen(model, inner) as fast:
         counted = Counted(fast)
-        for part in torch.arange(len(examples.x), device=examples.x.device).split(batch_size):
+        for number in range(world.rank, len(batches), world.size):
+            part = batches[number]
             x, labels, index = examples.x[part], examples.y[part], examples.index[part]
             attacked = attack(counted, x, labels, perturbations, stream.at(index))
             if attacked.shape != x.shape:
@@ -78,9 +83,15 @@ def run(
             before = judge(model, x, labels, index) if known is None else known[part]
             mended = (distance > 0) & ~(before > 0)
             distance, norm = torch.where(mended, before, distance), torch.where(mended, 0 * norm, norm)
-            parts.append((distance.cpu().numpy(), norm.cpu().numpy()))
-    margins, norms = (np.concatenate(values) for values in zip(*parts, strict=True))
-    return Column(~(margins > 0), margins, norms, counted.gradient_evaluations, counted.forward_passes)
+            parts[number] = distance.cpu().numpy(), norm.cpu().numpy()
+    return _column(world.gather((parts, counted.gradient_evaluations, counted.forward_passes)))
+
+
+def _column(shares: list[tuple[dict[int, tuple[np.ndarray, np.ndarray]], int, int]]) -> Column:
+    """The column whose batches, by number, and costs lie with several processes."""
+    batches = {number: part for parts, _, _ in shares for number, part in parts.items()}
+    margins, norms = (np.concatenate([batches[n][which] for n in sorted(batches)]) for which in (0, 1))
+    return Column(~(margins > 0), margins, norms, *(sum(share[which] for share in shares) for which in (1, 2)))
 
 
 @torch.no_grad()

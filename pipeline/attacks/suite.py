@@ -14,6 +14,7 @@ from pipeline.attacks.catalogue import GRADIENT_FAMILIES, Perturb, compose, sour
 from pipeline.data.store import Split
 from pipeline.errors import VerdictError
 from pipeline.files import digest_file
+from pipeline.parallel import ALONE, World
 from pipeline.perturbation import PerturbationSet
 from pipeline.seeding import Noise, Stream
 from pipeline.verdicts import NATURAL, Column, Verdicts
@@ -47,10 +48,11 @@ def column(
     examples: Split,
     perturbations: PerturbationSet,
     natural: Column | None = None,
+    world: World = ALONE,
 ) -> Column:
-    """The verdicts of one attack of `evaluation` on one model; `natural` as in `judged`."""
+    """The verdicts of one attack of `evaluation` on one model; `natural` and `world` as in `judged`."""
     settings = attacks(evaluation)[name]
-    return judged(name, settings, evaluation, model, examples, perturbations, natural=natural)
+    return judged(name, settings, evaluation, model, examples, perturbations, natural=natural, world=world)
 
 
 def judged(
@@ -62,26 +64,30 @@ def judged(
     perturbations: PerturbationSet,
     keep: Callable[[Tensor], None] | None = None,
     natural: Column | None = None,
+    world: World = ALONE,
 ) -> Column:
     """The verdicts of any attack (none: of the images themselves), judged as `evaluation` says.
 
     Random numbers come from a stream named after the attack. `keep` receives the attacked
     images of every batch, in the order of `examples`. `natural`: the model's column of that name on
-    the same examples, which spares judging the images themselves again. `VerdictError` names
-    attack and example.
+    the same examples, which spares judging the images themselves again. `world`: the processes that share
+    out the batches. `VerdictError` names attack and example.
     """
     attack = loop.identity if settings is None else compose(settings, perturbations.eps, examples)
 
     def run(perturb: Perturb, part: Split, known: Column | None) -> Column:
         inner, batch = _inner(settings, evaluation.precision), evaluation.batch_size
-        return loop.run(perturb, model, part, perturbations, stream(name, evaluation), batch, inner, known)
+        return loop.run(perturb, model, part, perturbations, stream(name, evaluation), batch, inner, known, world)
 
     whole = attack if keep is None else _kept(attack, keep)
-    size = min(evaluation.batch_size, len(examples.x))
+    key, size = "evaluation.batch_size", min(evaluation.batch_size, len(examples.x))
     try:
+        if world.size > 1:
+            with memory.told(key, size, "lower it"):
+                return run(whole, examples, natural)
         return memory.bounded(
             lambda: run(whole, examples, natural),
-            "evaluation.batch_size",
+            key,
             size,
             lambda count: run(attack, examples.head(count), None),
         )

@@ -19,12 +19,17 @@ def folded(module: nn.Module) -> nn.Module:
     view._modules = {name: child and folded(child) for name, child in module._modules.items()}
     if type(module) is nn.Sequential:
         for (name, layer), (after, norm) in itertools.pairwise(module._modules.items()):
-            if type(layer) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats:
+            if type(layer) is nn.Conv2d and _foldable(norm):
                 view._modules[name], view._modules[after] = _fused(layer, norm), nn.Identity()
     return view
 
 
-def _fused(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+def _foldable(norm: nn.Module) -> bool:
+    """Whether a layer is a batch norm, of whatever statistics in training, that evaluates with its running ones."""
+    return isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) and norm.affine and norm.track_running_stats
+
+
+def _fused(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Conv2d:
     weight, bias = fuse_conv_bn_weights(
         conv.weight.detach(),
         None if conv.bias is None else conv.bias.detach(),

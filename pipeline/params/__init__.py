@@ -174,6 +174,11 @@ class Params(Section):
                 f"comparison.reference: {self.comparison.reference!r} is not one of matrix.methods"
                 f" ({', '.join(self.matrix.methods)})"
             )
+        if self.train.devices > 1 and "feature_scatter" in self.matrix.methods:
+            raise ValueError(
+                "train.devices: must be 1 with feature_scatter in matrix.methods, whose perturbations depend on the"
+                " whole batch"
+            )
         about = PUBLISHED.get(self.comparison.published or "", self.data.called)
         if about != self.data.called:
             raise ValueError(

@@ -16,9 +16,7 @@ class Evaluation(Section):
     precision: Literal["fp32", "bf16"] = Field(
         description="of gradient attacks judged on their last iterate; all else: fp32"
     )
-    devices: Count = Field(
-        description="processes, one a GPU or core, that share out the batches; decides no verdict"
-    )
+    devices: Count = Field(description="processes, one a GPU or core, that share out the batches; decides no verdict")
     attacks: Annotated[dict[Key, Attack], Field(min_length=1)]
 
     @model_validator(mode="after")

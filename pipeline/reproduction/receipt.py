@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import machine
 from pipeline.errors import UserError
 from pipeline.files import digest_file, write_json
+from pipeline.parallel import trainers
 from pipeline.reproduction import lock, revisions
 from pipeline.reproduction.lock import LOCK, PARAMS, STAGES, Facts
 from pipeline.yaml_files import parse_text
@@ -51,8 +52,14 @@ def record(p: "Params") -> None:
     """Write receipt.json: the SHA-256 of dvc.lock, the machine that made it, and the libraries it was made with."""
     if not LOCK.exists():
         raise UserError(f"{LOCK}: nothing to record yet; run `dvc repro` first")
-    made_by = {"machine": machine.fingerprint(p.runtime), "libraries": libraries()}
+    made_by = {"machine": kind(p), "libraries": libraries()}
     write_json(RECEIPT, {"dvc.lock": digest_file(LOCK), **made_by})
+
+
+def kind(p: "Params") -> dict[str, str]:
+    """The machine's fingerprint, and how many processes share a training here, if it is cut into several parts."""
+    count = trainers(p.train, machine.resolve(p.runtime.device), p.runtime.threads)
+    return machine.fingerprint(p.runtime) | ({"processes": str(count)} if p.train.devices > 1 else {})
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class Record:
 
     def unlike(self, p: "Params") -> list[str]:
         """How this machine and its libraries differ from the recorded ones, a line each."""
-        here, there = machine.fingerprint(p.runtime), self.receipt["machine"]
+        here, there = kind(p), self.receipt["machine"]
         pairs = [(name, here.get(name), there.get(name)) for name in sorted(here.keys() | there.keys())]
         installed = self.receipt.get("libraries", {})
         pairs += [(name, _version(name), recorded) for name, recorded in installed.items() if name not in here]

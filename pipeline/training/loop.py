@@ -21,15 +21,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline import memory, seeding
 from pipeline.adversaries import Adversary
-from pipeline.adversaries.base import repeat
-from pipeline.ascent import Inner, autocast
+from pipeline.ascent import Inner
 from pipeline.data.store import Split
 from pipeline.errors import UserError
 from pipeline.models.lowering import is_wide
+from pipeline.parallel import ALONE, World
 from pipeline.perturbation import PerturbationSet
 from pipeline.seeding import Stream
 from pipeline.training.augmentation import augment
 from pipeline.training.checkpoint import load_state, save_state
+from pipeline.training.game import Game, even, shared_out
 from pipeline.training.schedules import rate
 from pipeline.training.selection import Scores, validate
 
@@ -83,7 +84,8 @@ class Trainer:
     """Trains `model` against `adversary` on `train`, selecting on `validation`.
 
     `state_path` and `fingerprint` name the resumable state; `on_epoch` receives the
-    history after every epoch; `name` is what messages call the run.
+    history after every epoch; `name` is what messages call the run. `world`: the processes that train together,
+    each on its part of every batch; all of them end with the same progress, and rank 0 alone writes.
     """
 
     def __init__(
@@ -97,14 +99,17 @@ class Trainer:
         fingerprint: str,
         on_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
         name: str = "training",
+        world: World = ALONE,
     ) -> None:
         self.model, self.adversary, self.perturbations = model, adversary, perturbations
         self.settings, self.seed, self.name = settings, seed, name
         self.state_path, self.fingerprint, self.on_epoch = state_path, fingerprint, on_epoch
         self.progress = Progress()
+        self.world = adversary.world = world
         for network in (model, adversary):
             if is_wide(network):
                 network.to(memory_format=torch.channels_last)
+        self.game = shared_out(Game(model, adversary, settings), settings, world)
         o = settings.optimizer
         self.optimizer = torch.optim.SGD(
             model.parameters(), lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay, foreach=True
@@ -127,13 +132,16 @@ class Trainer:
         while not self._finished():
             epoch = len(self.progress.history) + 1
             row = self._epoch(epoch, train)
+            self.world.at(f"validation after epoch {epoch}")
+            self.world.align(self.evaluated, self.model, self.adversary)
             scores = self._validate(validation)
             self.progress.consider(epoch, scores, self.evaluated, self.adversary.selects_by)
             row |= self._diagnose(validation) | {"val_natural": scores.natural, "val_robust": scores.robust}
             self.progress.history.append(row)
             self.progress.batch, self.progress.totals = 0, {}
             self._save_state()
-            self.on_epoch(self.progress.history)
+            if self.world.leads:
+                self.on_epoch(self.progress.history)
         return self.progress
 
     def _finished(self) -> bool:
@@ -144,9 +152,7 @@ class Trainer:
     def _epoch(self, epoch: int, train: Split) -> dict[str, Any]:
         """One pass over the training set, from the batch where it stands; returns its history row."""
         order = Stream.of(self.seed, "order", epoch).permutation(len(train.x)).to(train.x.device)
-        batches = order.split(self.settings.batch_size)
-        # A last batch of one image would give batch norm nothing to normalise by.
-        batches = batches[:-1] if len(batches[-1]) == 1 and len(batches) > 1 else batches
+        batches = even(order.split(self.settings.batch_size), self.settings.devices)
         totals = self.progress.totals
         self.adversary.train()
         for number in range(self.progress.batch, len(batches)):
@@ -154,8 +160,10 @@ class Trainer:
             lr = rate(self.settings.schedule, self.settings.optimizer.lr, progress)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
+            place = f"epoch {epoch}, batch {number + 1} of {len(batches)}"
+            self.world.at(place)
             stats = self._bounded_step(epoch, train, batches[number])
-            self._check_finite(stats, f"epoch {epoch}, batch {number + 1} of {len(batches)}")
+            self._check_finite(stats, place)
             for name, value in stats.items():
                 totals[name] = totals.get(name, 0.0) + value
             self.progress.batch = number + 1
@@ -165,31 +173,37 @@ class Trainer:
 
     def _bounded_step(self, epoch: int, train: Split, index: Tensor) -> dict[str, float]:
         """`step`; memory that runs out ends the training with a `UserError` that names a batch size."""
+        key = "train.batch_size"
+        if self.world.size > 1:
+            with memory.told(key, len(self.world.share(index)), "lower it, or raise train.devices"):
+                return self.step(epoch, train, index)
 
         def step(count: int) -> dict[str, float]:
             return self.step(epoch, train, index[:count])
 
-        return memory.bounded(lambda: step(len(index)), "train.batch_size", len(index), step, least=2)
+        least = 2 * self.settings.devices
+        return memory.bounded(lambda: step(len(index)), key, len(index), step, least)
 
     def step(self, epoch: int, train: Split, index: Tensor) -> dict[str, float]:
-        """One batch, the examples `index` of `train`: samples, one backward pass, one step of every optimiser."""
-        x, labels = train.images(index), train.y[index]
-        x = augment(x, self.settings.augmentation, Stream.of(self.seed, "augmentation", epoch).at(index))
-        samples = self.adversary(self.model, x, labels, Stream.of(self.seed, "adversary", epoch).at(index))
+        """One batch, the examples `index` of `train`: samples, one backward pass, one step of every optimiser.
+
+        Returns the statistics of the whole batch, whichever part of it this process takes.
+        """
+        own = self.world.share(index)
+        x, labels = train.images(own), train.y[own]
+        x = augment(x, self.settings.augmentation, Stream.of(self.seed, "augmentation", epoch).at(own))
         optimizers = [o for o in (self.optimizer, self.adversary_optimizer) if o is not None]
         for optimizer in optimizers:
             optimizer.zero_grad()
-        self.model.train()
-        with autocast(x.device, self.settings.precision):
-            loss, logits = self.adversary.loss(self.model, samples, x, labels, self.settings.label_smoothing)
-        (loss if samples.penalty is None else loss + samples.penalty).backward()
+        loss, stats = self.game(x, labels, Stream.of(self.seed, "adversary", epoch).at(own))
+        self.world.at(f"the backward pass of epoch {epoch}")
+        loss.backward()
         for optimizer in optimizers:
             optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        accuracy = (logits.argmax(1) == repeat(labels, logits)).float().mean()
-        stats = {"train_loss": loss.detach(), "train_accuracy": accuracy} | samples.stats
-        return {name: float(value) for name, value in stats.items()}
+        means = self.world.mean(torch.stack([value.to(loss.dtype) for value in stats.values()]))
+        return dict(zip(stats, means.tolist(), strict=True))
 
     def _check_finite(self, stats: dict[str, float], place: str) -> None:
         """Raise `Diverged` unless statistics and parameters are finite; the state saved before stays."""
@@ -210,10 +224,14 @@ class Trainer:
                 Stream.of(self.seed, "validation"),
                 self.settings.selection.batch_size,
                 Inner(precision=self.settings.precision),
+                self.world,
             )
 
         size = min(self.settings.selection.batch_size, len(validation.x))
         key = "train.selection.batch_size"
+        if self.world.size > 1:
+            with memory.told(key, size, "lower it"):
+                return scores(validation)
         return memory.bounded(lambda: scores(validation), key, size, lambda count: scores(validation.head(count)))
 
     def _diagnose(self, validation: Split) -> dict[str, float]:
@@ -223,6 +241,8 @@ class Trainer:
 
     def _save_state(self) -> None:
         """Save, but no more often than `checkpoint_seconds`, which bounds what a kill costs; at the end always."""
+        if not self.world.leads:
+            return
         if not self._finished() and time.monotonic() - self._saved_at < self.settings.checkpoint_seconds:
             return
         state = {name: part.state_dict() for name, part in self._parts().items()}
@@ -231,7 +251,7 @@ class Trainer:
         self._saved_at = time.monotonic()
 
     def _resume(self) -> None:
-        state = load_state(self.state_path, self.fingerprint)
+        state = self.world.leading(load_state(self.state_path, self.fingerprint) if self.world.leads else None)
         if state is None:
             return
         for name, part in self._parts().items():
