@@ -27,7 +27,22 @@ def _parser() -> argparse.ArgumentParser:
     repro = commands.add_parser("repro", help="dvc repro with cells in parallel, then MLflow and the results")
     repro.add_argument("--jobs", type=int, help="cells at once (default: GPUs, or cores / threads)")
     repro.add_argument("--force", action="store_true", help="recompute everything, without caches")
+    repro.add_argument("--ray", metavar="ADDRESS", help="cells on the Ray cluster there (auto, or HOST:PORT)")
+    repro.add_argument("--remote", metavar="NAME", help="with --ray: the DVC remote through which results travel")
     repro.set_defaults(run=_repro)
+
+    cells = commands.add_parser("cells", help="list cells as JSON for other schedulers, or run a share of them")
+    cells.add_argument("--level", type=int, metavar="N", help="the cells that can run once those of level N-1 are done")
+    cells.add_argument("--stage", metavar="NAME", help="every cell of a stage, or one cell")
+    cells.add_argument("--all", action="store_true", help="list what is up to date, too")
+    cells.add_argument("--shard", metavar="I/N", help="run every N-th of them, from the I-th, unless up to date")
+    cells.add_argument("--jobs", type=int, help="with --shard: cells at once, as for repro")
+    cells.set_defaults(run=_cells)
+
+    push = commands.add_parser("push", help="push results so that other machines restore them without dvc.lock")
+    push.add_argument("stages", nargs="*", metavar="STAGE", help="a stage or cell (default: all that are up to date)")
+    push.add_argument("--remote", required=True, metavar="NAME", help="the DVC remote")
+    push.set_defaults(run=_push)
 
     check = commands.add_parser("check", help="check params.yaml")
     check.set_defaults(run=_check)
@@ -113,6 +128,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _cells(parsed: argparse.Namespace) -> int:
+    from pipeline import cells, params
+
+    if parsed.shard is not None:
+        return cells.run_share(params.load(), parsed.level, parsed.stage, parsed.shard, parsed.jobs)
+    print(cells.listing(params.load(), parsed.level, parsed.stage, parsed.all))
+    return 0
+
+
 def _check(_: argparse.Namespace) -> int:
     from pipeline import params
 
@@ -149,7 +173,27 @@ def _preset_diff(parsed: argparse.Namespace) -> int:
 def _repro(parsed: argparse.Namespace) -> int:
     from pipeline import params, repro
 
-    return repro.reproduce(params.load(), parsed.jobs, parsed.force)
+    if parsed.ray is None and parsed.remote is None:
+        return repro.reproduce(params.load(), parsed.jobs, parsed.force)
+    if parsed.ray is None:
+        raise UserError("--remote: only with --ray; `python -m pipeline push` shares results without a cluster")
+    if parsed.force:
+        raise UserError("--force: not with --ray; results of the same commit are never computed twice there")
+    from pipeline.cluster import driver
+
+    status = driver.reproduce(params.load(), parsed.ray, parsed.remote, parsed.jobs)
+    if status == 0:
+        repro.conclude()
+    return status
+
+
+def _push(parsed: argparse.Namespace) -> int:
+    from pipeline import graph, sharing
+
+    graph.find_dvc()
+    pushed = sharing.push(parsed.remote, parsed.stages)
+    print(f"{parsed.remote} has {len(pushed)} stages: `dvc repro --pull` restores them, also without this dvc.lock")
+    return 0
 
 
 def _attack(parsed: argparse.Namespace) -> int:

@@ -37,11 +37,6 @@ def prepare(runtime: "Runtime") -> torch.device:
     return device
 
 
-def cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _own_gpu(place: int) -> torch.device:
     """The GPU of the `place`-th process that torchrun has started on this machine."""
     if place >= torch.cuda.device_count():

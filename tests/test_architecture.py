@@ -185,6 +185,7 @@ HARMLESS = {
     "pipeline/parallel/__init__.py": "names what others import",
     "pipeline/parallel/launch.py": "starts processes; how many there are is in the fingerprint of a training",
     "pipeline/parallel/run.py": "as above",
+    "pipeline/slots.py": "counts the cores and GPUs of a machine",
     "pipeline/parallel/watch.py": "ends processes when one of them hangs",
     "pipeline/memory.py": "names a batch size that fits when memory ran out; there are no outputs then",
     "pipeline/live.py": "tells trackers about running stages, outside of outputs",

@@ -152,7 +152,7 @@ def test_batches_are_multiples_of_the_devices_and_leave_few_images_out(
 def test_as_many_processes_as_divide_the_devices_and_find_a_core(
     devices: int, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.machine.cores", lambda: cores)
+    monkeypatch.setattr("pipeline.slots.cores", lambda: cores)
     assert trainers(train(devices), CPU, 1) == expected
     assert trainers(train(devices, "synchronised"), CPU, 1) == 1, "one process does the same"
     assert evaluators(devices, CPU, 1) == min(devices, cores)

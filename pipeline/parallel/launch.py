@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline import machine
+from pipeline import slots
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def evaluators(devices: int, device: torch.device, threads: int) -> int:
 
 def _there(device: torch.device, threads: int) -> int:
     """GPUs that are visible, or cores for `threads` each."""
-    return {"cuda": torch.cuda.device_count(), "cpu": machine.cores() // threads}.get(device.type, 1)
+    return {"cuda": torch.cuda.device_count(), "cpu": slots.cores() // threads}.get(device.type, 1)
 
 
 def launch(count: int, module: str, arguments: Sequence[str], name: str) -> None:
