@@ -2,22 +2,21 @@
 
 import os
 import re
-import socket
+import shutil
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from s3_server import BUCKET, CREDENTIALS, s3_server
 
+from pipeline import sharing
+from pipeline.errors import UserError
 from pipeline.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[1]
-BUCKET = "results"
-# Two stages as this project has them, one with a metric that lives in git; each run leaves a trace.
+# Stages as this project has them, one with a metric that lives in git, one with pages there; each run leaves a trace.
 PROJECT = {
     "dvc.yaml": """\
 stages:
@@ -31,14 +30,19 @@ stages:
     cmd: python work.py attack verdicts.bin
     deps: [work.py, runs/model.bin]
     outs: [runs/verdicts.bin]
+  study:
+    cmd: python work.py study study.bin study.md folder/page.md
+    deps: [work.py, runs/verdicts.bin]
+    outs: [runs/study.bin, runs/study.md: {cache: false}, runs/folder: {cache: false}]
 """,
     "params.yaml": "lam: 0.01\n",
     "work.py": """\
 import pathlib, sys
-stage, output = sys.argv[1:]
+stage, *outputs = sys.argv[1:]
 folder = pathlib.Path("runs")
-folder.mkdir(exist_ok=True)
-(folder / output).write_bytes(stage.encode() * 1000)
+for output in outputs:
+    (folder / output).parent.mkdir(parents=True, exist_ok=True)
+    (folder / output).write_bytes(output.encode() * 1000)
 if stage == "train":
     (folder / "train.json").write_text('{"accuracy": 57.1}')
 with open("ran.txt", "a") as trace:
@@ -46,7 +50,8 @@ with open("ran.txt", "a") as trace:
 """,
     ".gitignore": "ran.txt\n",
 }
-OUTPUTS = ("runs/model.bin", "runs/verdicts.bin", "runs/train.json")
+OUTPUTS = ("runs/model.bin", "runs/verdicts.bin", "runs/train.json", "runs/study.bin")
+PAGES = ("runs/study.md", "runs/folder/page.md")  # `cache: false` among `outs`
 
 
 class Project:
@@ -54,13 +59,8 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = os.environ | {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "DVC_NO_ANALYTICS": "1",
-        }
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.environment = os.environ | CREDENTIALS | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
 
     def run(self, *command: str) -> str:
         done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
@@ -83,29 +83,8 @@ class Project:
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     """The address of an S3 server that holds an empty bucket."""
-    missing = [name for name in ("dvc_s3", "moto") if find_spec(name) is None]
-    if missing:
-        pytest.skip(f"{', '.join(missing)} not installed: pip install -e '.[s3]'")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        address = f"http://127.0.0.1:{port}"
-        request = urllib.request.Request(f"{address}/{BUCKET}", method="PUT")
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                urllib.request.urlopen(request, timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < deadline, "the S3 server did not start"
-                time.sleep(0.1)
+    with s3_server() as address:
         yield address
-    finally:
-        server.terminate()
-        server.wait()
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +105,7 @@ def pushed(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def test_a_colleague_fetches_from_s3_instead_of_training(pushed: Project, tmp_path: Path) -> None:
-    assert pushed.ran() == ["train", "attack"]
+    assert pushed.ran() == ["train", "attack", "study"]
     clone = pushed.clone(tmp_path / "clone")
     clone.run("dvc", "repro", "--pull")
     assert not clone.ran()
@@ -134,14 +113,14 @@ def test_a_colleague_fetches_from_s3_instead_of_training(pushed: Project, tmp_pa
     assert (clone.folder / "dvc.lock").read_bytes() == (pushed.folder / "dvc.lock").read_bytes()
 
 
-def test_without_dvc_lock_the_run_cache_serves_the_stages_that_keep_every_output_in_dvc(
+def test_without_dvc_lock_what_dvc_pushes_serves_only_stages_that_keep_every_output_in_dvc(
     pushed: Project, tmp_path: Path
 ) -> None:
-    """`dvc push` leaves out what is `cache: false`, so a stage with a metric in git needs dvc.lock as well."""
+    """`dvc push` leaves out what is `cache: false`; the next test has what this project adds."""
     clone = pushed.clone(tmp_path / "clone")
     (clone.folder / "dvc.lock").unlink()
     said = clone.run("dvc", "repro", "--pull")
-    assert clone.ran() == ["train"] and "Stage 'attack' is cached - skipping run" in said
+    assert clone.ran() == ["train", "study"] and "Stage 'attack' is cached - skipping run" in said
     assert (clone.folder / "dvc.lock").read_bytes() == (pushed.folder / "dvc.lock").read_bytes()
     assert all((clone.folder / name).read_bytes() == (pushed.folder / name).read_bytes() for name in OUTPUTS)
 
@@ -151,6 +130,71 @@ def test_what_the_remote_does_not_have_is_run(pushed: Project, tmp_path: Path) -
     (clone.folder / "params.yaml").write_text("lam: 0.1\n")
     clone.run("dvc", "repro", "--pull")
     assert clone.ran() == ["train"], "the same checkpoint came out, so the attack is fetched"
+
+
+# `python -m pipeline push`
+
+
+@pytest.fixture
+def local(pushed: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A copy of the project with its results, and an empty remote `folder` besides; the working folder."""
+    project = Project(tmp_path / "project")
+    shutil.copytree(pushed.folder, project.folder, symlinks=True)
+    project.run("dvc", "remote", "add", "--local", "folder", str(tmp_path / "remote"))
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setenv("PATH", project.environment["PATH"])
+    return project
+
+
+def without_lock(project: Project, folder: Path) -> Project:
+    """A clone of the commit that knows the remote `folder` alone, and has no dvc.lock."""
+    clone = project.clone(folder)
+    (clone.folder / "dvc.lock").unlink()
+    clone.run("dvc", "remote", "add", "--local", "--default", "folder", str(project.folder.parent / "remote"))
+    return clone
+
+
+def test_what_push_shares_is_restored_without_dvc_lock(local: Project, tmp_path: Path) -> None:
+    before = {
+        path: path.read_bytes() for path in local.folder.rglob("*") if path.is_file() and ".dvc" not in path.parts
+    }
+    assert sharing.push("folder") == ["train", "attack", "study"]
+    assert before == {path: path.read_bytes() for path in before}, "the workspace is as it was"
+    clone = without_lock(local, tmp_path / "clone")
+    said = clone.run("dvc", "repro", "--pull")
+    assert not clone.ran() and said.count("is cached - skipping run") == 3
+    assert (clone.folder / "dvc.lock").read_bytes() == (local.folder / "dvc.lock").read_bytes()
+    assert all((clone.folder / name).read_bytes() == (local.folder / name).read_bytes() for name in (*OUTPUTS, *PAGES))
+
+
+def test_only_the_objects_of_the_named_stages_are_pushed(local: Project, tmp_path: Path) -> None:
+    assert sharing.push("folder", ["train"]) == ["train"]
+    clone = without_lock(local, tmp_path / "clone")
+    clone.run("dvc", "repro", "--pull")
+    assert clone.ran() == ["attack", "study"]
+
+
+def test_a_stage_that_is_out_of_date_has_no_result_to_push(local: Project) -> None:
+    (local.folder / "params.yaml").write_text("lam: 0.1\n")
+    assert sharing.push("folder") == ["attack", "study"]
+    with pytest.raises(UserError, match=r"train: out of date.*`dvc repro train` makes it"):
+        sharing.push("folder", ["train"])
+
+
+@pytest.mark.parametrize(
+    "remote, stages, problem",
+    [
+        ("nowhere", [], r"--remote nowhere: no such DVC remote; there are: folder, store, web"),
+        ("web", [], r"--remote web: http://localhost/dvc: DVC keeps no run cache on remotes over HTTP"),
+        ("folder", ["trian"], r"trian: dvc.yaml has no such stage"),
+    ],
+)
+def test_what_cannot_be_pushed_is_said_in_one_line(
+    local: Project, remote: str, stages: list[str], problem: str
+) -> None:
+    local.run("dvc", "remote", "add", "--local", "web", "http://localhost/dvc")
+    with pytest.raises(UserError, match=problem):
+        sharing.push(remote, stages)
 
 
 # The workflow for users' CI
