@@ -47,7 +47,7 @@ def made_with(p: Params) -> dict[str, Any]:
     for path in p.search.paths().values():
         section, last = _section(tree, path)
         del section[last]
-    del tree["train"]["checkpoint_seconds"], tree["search"]["trials"]
+    del tree["train"]["checkpoint_seconds"], tree["train"]["stall_seconds"], tree["search"]["trials"]
     shared = {name: tree[name] for name in ("data", "threat", "model", "train", "search")}
     return shared | {"methods": {p.search.method: tree["methods"][p.search.method]}}
 
