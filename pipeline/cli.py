@@ -10,7 +10,7 @@ from pipeline.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a `UserError` becomes one line on stderr and exit status 2."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     try:
         sys.exit(parsed.run(parsed))
     except UserError as error:
@@ -20,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """What `python -m pipeline` understands."""
     parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

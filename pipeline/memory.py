@@ -16,13 +16,18 @@ _WORDS = ("out of memory", "can't allocate memory")
 
 
 def bounded(
-    work: Callable[[], Result], key: str, batch: int, attempt: Callable[[int], object], least: int = 1
+    work: Callable[[], Result],
+    key: str,
+    batch: int,
+    attempt: Callable[[int], object],
+    least: int = 1,
+    multiple: int = 1,
 ) -> Result:
     """The result of `work`, which takes a batch of `batch` examples, as the parameter `key` says.
 
     Where the device's memory does not hold it: `UserError` with the key, what was tried and a batch size that
-    fits, found by `attempt`, which does the same work on so many examples, at least `least`. What
-    `attempt` changes does not matter: the process is about to end.
+    fits, found by `attempt`, which does the same work on so many examples, at least `least` and a multiple of
+    `multiple`. What `attempt` changes does not matter: the process is about to end.
     """
     try:
         return work()
@@ -30,7 +35,8 @@ def bounded(
         if not is_exhaustion(error):
             raise
     # Only here, behind the handler, are the tensors of the failed attempt free.
-    size = largest(lambda count: _fits(lambda: attempt(count)), batch, least)
+    size = largest(lambda count: _fits(lambda: attempt(count - count % multiple)), batch, least)
+    size -= size % multiple
     free()
     advice = f"{size} fits (tried)" if size else f"not even {least} fits"
     raise UserError(f"params.yaml: {key}: a batch of {batch} needs more memory than {_device()} has; {advice}")

@@ -117,4 +117,4 @@ def _column(
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, shared=True)

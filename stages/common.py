@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 WORK = live.WORK
 
 
-def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's `main`; a `UserError` becomes one line on stderr and exit status 2."""
+def run_stage(main: Callable[[], None], shared: bool = False) -> None:
+    """Run a stage's `main`; a `UserError` becomes one line on stderr and exit status 2.
+
+    `shared`: several processes of torchrun's may run it together.
+    """
     _die_with_parent()
     try:
+        if not shared and os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ:
+            raise UserError("torchrun: only stages.train and stages.attack share their work; start this one alone")
         # Of several processes that share a stage the first one alone leaves word of itself.
         with live.presence() if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
             main()

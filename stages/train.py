@@ -98,4 +98,4 @@ def train(p: "Params", method: str, seed: int, world: World = ALONE) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, shared=True)

@@ -31,15 +31,26 @@ class Hungry(nn.Module):
         return self.linear(x.flatten(1))
 
 
+class Normalised(Hungry):
+    """The same with a batch norm, which refuses batches that its parts cannot share."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(most)
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.norm(x))
+
+
 @pytest.fixture
 def examples() -> Split:
     rows = Stream.of(0, "test images").at(torch.arange(60))
     return Split(rows.uniform(1, 6, 6), torch.arange(60) % 3, torch.arange(60))
 
 
-def trainer(model: nn.Module, batch: int, path: Path, selection: int = 60) -> Trainer:
+def trainer(model: nn.Module, batch: int, path: Path, selection: int = 60, devices: int = 1) -> Trainer:
     attack = params.Selection(steps=1, step_size=0.1, batch_size=selection)
-    settings = train_settings(batch_size=batch, selection=attack)
+    settings = train_settings(batch_size=batch, selection=attack, devices=devices)
     adversary = adversaries.build("at_pgd", METHODS["at_pgd"], Linf(0.1), 1, 6)
     return Trainer(model, adversary, Linf(0.1), settings, 0, path / "state.pt", "fingerprint")
 
@@ -89,6 +100,11 @@ def test_a_training_batch_that_does_not_fit_is_one_line_with_a_batch_that_does(e
     )
     assert not (tmp_path / "state.pt").exists()
     assert told.value.__cause__ is None and told.value.__context__ is None  # frames hold the failed batch's tensors
+
+
+def test_sizes_that_are_tried_can_be_shared_out_over_the_devices(examples: Split, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train.batch_size: a batch of 48 .*; 15 fits \(tried\)"):
+        trainer(Normalised(17), 48, tmp_path, devices=3).run(examples, examples.head(10))
 
 
 def test_the_batch_that_is_named_does_fit(examples: Split, tmp_path: Path) -> None:

@@ -181,6 +181,14 @@ def train(devices: int, batch_norm: str = "replica") -> params.Train:
     return train_settings(batch_size=2 * devices, devices=devices, batch_norm=batch_norm)
 
 
+def test_what_processes_cannot_share_is_refused_under_torchrun(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stages.prepare"]
+    together = environment() | {"WORLD_SIZE": "2", "RANK": "0"}
+    done = subprocess.run(command, cwd=tmp_path, env=together, capture_output=True, text=True)
+    assert done.returncode == 2 and not list(tmp_path.iterdir())
+    assert done.stderr.startswith("error: torchrun: only stages.train and stages.attack share their work; start")
+
+
 # Nobody is lost in silence
 
 

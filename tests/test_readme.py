@@ -2,9 +2,11 @@
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline import cli
 from pipeline.adversaries.profiles import PROFILES
 
 ROOT = Path(__file__).parents[1]
@@ -76,3 +78,31 @@ def test_the_table_of_defences_is_the_recorded_one() -> None:
         every = set.intersection(*(set(run["failed"]) for run in found))
         always = row[3].split(";")[0] if not row[3].startswith("none") else ""
         assert {check for check in always.split(", ") if check} == every, name
+
+
+def test_the_plans_for_many_gpus_are_the_recorded_ones() -> None:
+    recorded = json.loads((ROOT / "benchmarks/results/scale-cpu.json").read_text())["tables"]
+    lines = (ROOT / "docs/cluster.md").read_text().splitlines()
+    shown = [line.strip("| ").split(" | ") for line in lines if re.match(r"\| \d+ \| \d+ \|", line)]
+    held = [
+        [
+            *(str(row[name]) for name in ("gpus", "train_devices", "evaluation_devices")),
+            *(f"{row[name]:.1f}" for name in ("makespan_hours", "gpu_hours")),
+            f"{100 * row['idle_share']:.1f}",
+            f"{row['least_hours']:.1f}",
+        ]
+        for table in recorded
+        for row in table["rows"]
+    ]
+    assert shown == held and len(held) >= 2 * 5
+
+
+def test_every_command_of_the_program_that_pages_show_exists() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+        lines = [line for block in blocks for line in block.splitlines() if "python -m pipeline " in line]
+        for line in lines:
+            for part in re.split(r"&&|;", line.split(" #")[0]):
+                _, _, arguments = part.partition("python -m pipeline ")
+                if arguments:
+                    cli.parser().parse_args(shlex.split(arguments))

@@ -106,6 +106,7 @@ class Trainer:
         self.state_path, self.fingerprint, self.on_epoch = state_path, fingerprint, on_epoch
         self.progress = Progress()
         self.world = adversary.world = world
+        self.place = "the start"
         for network in (model, adversary):
             if is_wide(network):
                 network.to(memory_format=torch.channels_last)
@@ -160,10 +161,10 @@ class Trainer:
             lr = rate(self.settings.schedule, self.settings.optimizer.lr, progress)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            place = f"epoch {epoch}, batch {number + 1} of {len(batches)}"
-            self.world.at(place)
+            self.place = f"epoch {epoch}, batch {number + 1} of {len(batches)}"
+            self.world.at(self.place)
             stats = self._bounded_step(epoch, train, batches[number])
-            self._check_finite(stats, place)
+            self._check_finite(stats, self.place)
             for name, value in stats.items():
                 totals[name] = totals.get(name, 0.0) + value
             self.progress.batch = number + 1
@@ -178,11 +179,12 @@ class Trainer:
             with memory.told(key, len(self.world.share(index)), "lower it, or raise train.devices"):
                 return self.step(epoch, train, index)
 
+        devices = self.settings.devices
+
         def step(count: int) -> dict[str, float]:
             return self.step(epoch, train, index[:count])
 
-        least = 2 * self.settings.devices
-        return memory.bounded(lambda: step(len(index)), key, len(index), step, least)
+        return memory.bounded(lambda: step(len(index)), key, len(index), step, 2 * devices, devices)
 
     def step(self, epoch: int, train: Split, index: Tensor) -> dict[str, float]:
         """One batch, the examples `index` of `train`: samples, one backward pass, one step of every optimiser.
@@ -196,7 +198,7 @@ class Trainer:
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss, stats = self.game(x, labels, Stream.of(self.seed, "adversary", epoch).at(own))
-        self.world.at(f"the backward pass of epoch {epoch}")
+        self.world.at(f"{self.place}, backward pass")
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
