@@ -112,6 +112,7 @@ def test_shares_are_all_there_is_to_do_and_nothing_twice_whatever_others_finish_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ADT_LIVE", "0")
     (tmp_path / "dvc.yaml").symlink_to(ROOT / "dvc.yaml")
     level = {f"train@m-{seed}": set() for seed in range(7)}
     p = params.load(ROOT / "params.yaml")
