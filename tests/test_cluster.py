@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from dvc_project import DvcProject
 from s3_server import BUCKET, CREDENTIALS, s3_server
 
 from pipeline import cli
@@ -84,11 +85,12 @@ EVERY_CELL = ["prepare", "train-0", "train-1", "study", "compare"]
 OUTPUTS = ("runs/0/model.bin", "runs/0/metrics.json", "results/study.md", "results/comparison.md")
 
 
-class Project:
+class Project(DvcProject):
     """The project in a folder, committed; `ran`: the stages that were run anywhere, in order."""
 
     def __init__(self, folder: Path, trace: Path) -> None:
-        self.folder, self.trace = folder, trace
+        super().__init__(folder)
+        self.trace = trace
         folder.mkdir(parents=True)
         self.write("dvc.yaml", PIPELINE)
         self.write("work.py", WORK)
@@ -104,15 +106,6 @@ class Project:
 
     def write(self, name: str, text: str) -> None:
         (self.folder / name).write_text(text)
-
-    def run(self, *command: str, **environment: str) -> str:
-        done = subprocess.run(command, cwd=self.folder, env=os.environ | environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
-        return done.stdout
-
-    def commit(self) -> None:
-        self.run("git", "add", "--all")
-        self.run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "made")
 
     def ran(self) -> list[str]:
         lines = [line.split() for line in self.trace.read_text().splitlines()]

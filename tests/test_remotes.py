@@ -3,12 +3,12 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dvc_project import DvcProject
 from s3_server import BUCKET, CREDENTIALS, s3_server
 
 from pipeline import sharing
@@ -54,22 +54,12 @@ OUTPUTS = ("runs/model.bin", "runs/verdicts.bin", "runs/train.json", "runs/study
 PAGES = ("runs/study.md", "runs/folder/page.md")  # `cache: false` among `outs`
 
 
-class Project:
-    """A DVC project in a folder, and commands run in it."""
+class Project(DvcProject):
+    """The project, with credentials for the remote."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        self.environment = os.environ | CREDENTIALS | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
-
-    def run(self, *command: str) -> str:
-        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
-        return done.stdout
-
-    def commit(self) -> None:
-        self.run("git", "add", "--all")
-        self.run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "made")
+        super().__init__(folder, CREDENTIALS | {"PATH": path, "DVC_NO_ANALYTICS": "1"})
 
     def ran(self) -> list[str]:
         trace = self.folder / "ran.txt"
